@@ -1,0 +1,146 @@
+"""Zeta (arXiv 2606.14187): whiten every coordinate of the momentum, then its spectrum.
+
+The whole algorithm, in array-API operations: it runs on NumPy, torch, MLX or any other array library, and on NumPy in
+float64 it is the oracle that every backend is held to. Leading axes are a batch of matrices, one update each.
+"""
+
+from dataclasses import dataclass
+from math import inf, sqrt
+from typing import Any, Protocol
+
+from array_api_compat import array_namespace
+
+Array = Any  # an array of whichever library the caller uses
+State = dict[str, Array]
+Coefficients = tuple[tuple[float, float, float], ...]
+
+
+class Orthogonalize(Protocol):
+    def __call__(self, x: Array, /) -> Array: ...
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """The settings of one step. Defaults are the paper's. `lr` and `weight_decay` may be 0-d arrays."""
+
+    lr: Any = 1e-3  # lr * 0.2 is the RMS of an entry's change
+    betas: tuple[float, float] = (0.95, 0.99)
+    eps: float = 1e-8
+    weight_decay: Any = 0.1  # decoupled: a step first multiplies the weights by 1 - lr * weight_decay
+
+    def __post_init__(self) -> None:
+        numbers = {"lr": self.lr, "eps": self.eps, "weight_decay": self.weight_decay}
+        for name, value in numbers.items():
+            if isinstance(value, int | float) and not 0 <= value < inf:  # an array is left on its device
+                raise ValueError(f"{name} is {value!r}, but must be finite and >= 0")
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+            raise ValueError(f"betas is {self.betas!r}, but must be two numbers in [0, 1)")
+
+
+def init(param: Array) -> State:
+    """Zero moments for param (..., rows, cols): float64 where param is, else float32."""
+    xp = array_namespace(param)
+    dtype = xp.float64 if param.dtype == xp.float64 else xp.float32
+    return {"exp_avg": xp.zeros_like(param, dtype=dtype), "exp_avg_sq": xp.zeros_like(param, dtype=dtype)}
+
+
+def update(
+    grad: Array, state: State, param: Array, hyper: Hyper, orthogonalize: Orthogonalize | None = None
+) -> tuple[Array, State]:
+    """(param, state) after one step; grad and param (..., rows, cols). The arguments are left as they were.
+
+    `orthogonalize` maps (..., rows, cols) to the same shape; None is `newton_schulz` of this file.
+    A matrix whose gradient is exactly zero (an expert that saw no token) is decayed but not moved: the published form
+    would go on moving it at full size along its last direction. That choice is ours, the rest is the paper's.
+    Raises ValueError where shapes do not fit.
+    """
+    check_shapes(grad, state, param)
+    xp = array_namespace(param)
+    (b1, b2), eps, lr = hyper.betas, hyper.eps, hyper.lr
+    rows, cols = param.shape[-2:]
+
+    g = xp.astype(grad, state["exp_avg"].dtype)
+    m = b1 * state["exp_avg"] + (1 - b1) * g
+    v = b2 * state["exp_avg_sq"] + (1 - b2) * g * g
+    x = m / (xp.sqrt(v) + eps)  # coordinate whitening
+    u = (orthogonalize or newton_schulz)(x)  # spectral whitening
+    moved = xp.astype(xp.any(g != 0, axis=(-2, -1), keepdims=True), u.dtype)
+    scale = lr * 0.2 * sqrt(rows * cols) * moved / (frobenius(u) + eps)  # an update's RMS is lr * 0.2
+    w = (1 - lr * hyper.weight_decay) * xp.astype(param, u.dtype) - scale * u
+    return xp.astype(w, param.dtype), {"exp_avg": m, "exp_avg_sq": v}
+
+
+def polar_express(*raw: tuple[float, float, float], safety: float = 1.01) -> Coefficients:
+    """The published coefficients of p(x), as those of p(x / safety): rounding must not push a value above its range."""
+    return tuple((a / safety, b / safety**3, c / safety**5) for a, b, c in raw)
+
+
+# (a, b, c) of each step x <- a x + b x^3 + c x^5 on the singular values. Fewer steps: a slice.
+COEFFICIENTS: dict[str, Coefficients] = {
+    "jordan": ((3.4445, -4.7750, 2.0315),) * 5,  # Keller Jordan, "Muon" (2024); the Zeta paper's choice
+    "you": (  # Jiacheng You, in the modded-nanogpt speed run (2025)
+        (4.0848, -6.8946, 2.9270),
+        (3.9505, -6.3029, 2.6377),
+        (3.7418, -5.5913, 2.3037),
+        (2.8769, -3.1427, 1.2046),
+        (2.8366, -3.0525, 1.2012),
+    ),
+    "polar_express": polar_express(  # Amsel et al., arXiv 2505.16932
+        (8.28721201814563, -23.595886519098837, 17.300387312530933),
+        (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+        (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+        (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+        (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    ),
+    "cans": (  # Grishina, Smirnov, Rakhuba, "CANS", arXiv 2506.10935
+        (8.4703, -25.1081, 18.6293),
+        (4.1828, -3.1087, 0.5806),
+        (3.9619, -2.9541, 0.5630),
+        (3.2866, -2.4647, 0.5074),
+        (2.2737, -1.6447, 0.4162),
+    ),
+}
+
+
+def newton_schulz(x: Array, coefficients: Coefficients = COEFFICIENTS["jordan"]) -> Array:
+    """x (..., rows, cols) with its singular values moved towards one and its singular vectors kept.
+
+    Every singular value s of x becomes p(s / |x|_F), p the composition of the steps: with `jordan`, 0.68 to 1.13 for
+    all above 1 % of the norm. Zero stays zero. Source: Keller Jordan, "Muon" (2024).
+    """
+    if x.shape[-2] > x.shape[-1]:
+        return newton_schulz(x.mT, coefficients).mT
+    x = normalize(x)
+    for a, b, c in coefficients:
+        s = x @ x.mT
+        x = a * x + (b * s + c * (s @ s)) @ x
+    return x
+
+
+def normalize(x: Array) -> Array:
+    """x (..., rows, cols) divided by each matrix's Frobenius norm, whatever its size: 1e-30 and 1e30 lose nothing.
+
+    The paper adds eps to the norm instead, which would leave an input smaller than eps far from orthogonal.
+    """
+    xp = array_namespace(x)
+    top = xp.max(xp.abs(x), axis=(-2, -1), keepdims=True)
+    x = x / xp.where(top == 0, xp.ones_like(top), top)  # now the norm is 0, or between 1 and sqrt(rows cols)
+    norm = frobenius(x)
+    return x / xp.where(norm == 0, xp.ones_like(norm), norm)
+
+
+def frobenius(x: Array) -> Array:
+    """The Frobenius norm (..., 1, 1) of each matrix of x (..., rows, cols)."""
+    xp = array_namespace(x)
+    return xp.sqrt(xp.sum(x * x, axis=(-2, -1), keepdims=True))
+
+
+def check_shapes(grad: Array, state: State, param: Array) -> None:
+    shapes = {"grad": grad.shape, **{name: array.shape for name, array in state.items()}}
+    for name, shape in shapes.items():
+        if tuple(shape) != tuple(param.shape):
+            raise ValueError(
+                f"{name} has shape {tuple(shape)}, but its parameter has {tuple(param.shape)}: they must agree"
+            )
+    if param.ndim < 2:
+        raise ValueError(f"a matrix (..., rows, cols) is needed, got shape {tuple(param.shape)}: use zeta.adamw for it")
