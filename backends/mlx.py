@@ -29,7 +29,7 @@ def newton_schulz(
     x = x.astype(dtype or working_dtype(x))
     for a, b, c in coefficients:
         s = x @ x.mT
-        x = mx.addmm(a * x, mx.addmm(b * s, s, s, alpha=c), x)  # a x + (b s + c s s) x
+        x = mx.addmm(x, mx.addmm(s, s, s, alpha=c, beta=b), x, beta=a)  # a x + (b s + c s s) x, rounded once
     return x.astype(given)
 
 
