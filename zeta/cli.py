@@ -1,0 +1,107 @@
+"""The console command `zeta`: one function for each subcommand. Exit status 1 means failure, 2 wrong usage."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable
+from importlib.util import find_spec
+from itertools import groupby
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zeta.parity import Result
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="zeta", description="Zeta, a matrix optimizer: is it right on this machine?")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_parity(commands)
+    args = parser.parse_args(argv)
+    return int(args.run(args, parser))
+
+
+def _add_parity(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    about = "Compare every library and device of this machine with float64, in seconds."
+    command = commands.add_parser("parity", help=about, description=about)
+    command.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
+    command.add_argument("--plot", type=Path, metavar="FILE", help="draw every error against its bound")
+    command.add_argument("--verbose", action="store_true", help="a line for every check, not for every family")
+    names = ("coefficient", "transpose", "axis", "bias")
+    command.add_argument("--control", choices=names, help="make one deliberate mistake: the command must then fail")
+    command.set_defaults(run=parity)
+
+
+def parity(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """0 if every library and device that is here agrees with the oracle, else 1."""
+    if args.plot and not find_spec("matplotlib"):
+        parser.error("--plot needs matplotlib: pip install matplotlib")
+    if args.plot and not args.plot.parent.is_dir():
+        parser.error(f"--plot {args.plot}: there is no folder {args.plot.parent}: make it first")
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", "1"
+    )  # small matrices: more threads are slower, far slower on a busy machine
+    from zeta.controls import CONTROLS
+    from zeta.machine import Absent, targets
+    from zeta.parity import run
+
+    results: list[Result] = []
+    for target in targets():
+        if isinstance(target, Absent) and not target.expected:
+            print(f"skipped: {target.library} {target.device} ({target.reason})", file=sys.stderr)
+        elif isinstance(target, Absent) or not args.control:
+            results += run(target)
+        else:
+            results += run(CONTROLS[args.control](target))
+
+    if args.json:
+        print(json.dumps([_as_dict(result) for result in results], indent=1))
+    else:
+        _print_table(results, args.verbose)
+    if args.plot:
+        from zeta.picture import draw_parity
+
+        draw_parity(results, args.plot)
+    return 0 if results and all(result.ok for result in results) else 1
+
+
+def _as_dict(result: "Result") -> dict[str, object]:
+    error = result.error if isfinite(result.error) else None  # JSON has no infinity
+    return {**result._asdict(), "error": error, "ok": result.ok}
+
+
+def _print_table(results: "list[Result]", verbose: bool) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("backend", "device", "dtype", "check", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("error", "bound", "verdict"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for _, alike in groupby(results, lambda result: result[:3]):
+        rows = [(r, r.check) for r in alike]
+        for i, (r, check) in enumerate(rows if verbose else _families(r for r, _ in rows)):
+            labels = r[:3] if i == 0 else ("", "", "")
+            verdict = "[green]ok" if r.ok else "[bold red]FAIL"
+            table.add_row(*labels, check, f"{r.error:.1e}", f"{r.bound:.1e}", verdict, end_section=i + 1 == len(rows))
+        table.add_section()
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    failed = sum(not result.ok for result in results)
+    console.print(
+        f"{len(results)} checks, [bold red]{failed} failed" if failed else f"{len(results)} checks, all within bounds"
+    )
+
+
+def _families(results: "Iterable[Result]") -> "list[tuple[Result, str]]":
+    """The worst result of each family, with a label that says how many there are."""
+    families = [list(alike) for _, alike in groupby(results, lambda result: result.check.split(":")[0])]
+    rows = []
+    for family in families:
+        worst = max(family, key=lambda r: (not r.ok, r.error / r.bound if r.bound else r.error))
+        count = f"{len(family)} x " if len(family) > 1 else ""
+        bad = sum(not r.ok for r in family)
+        rows.append((worst, f"{count}{worst.check}" + (f" ({bad} failed)" if bad > 1 else "")))
+    return rows
