@@ -33,7 +33,11 @@ def draw_parity(results: list[Result], file: Path) -> None:
     verdict = f"{failed} of {len(results)} checks fail" if failed else f"all {len(results)} checks hold"
     colour = WRONG if failed else INK
     figure.suptitle(f"Zeta parity: {verdict}", x=0.01, ha="left", size=15, weight="bold", color=colour)
-    figure.supxlabel("relative error against float64 (dot: a check, bar: its bound)", size=10, color=INK)
+    figure.supxlabel(
+        "relative error against float64 (a dot is a check; the bar is its bound, or the tick on a line of its own)",
+        size=10,
+        color=INK,
+    )
     figure.savefig(file, dpi=160)
 
 
@@ -41,7 +45,8 @@ def _frame(axis: Any, title: str, lanes: list[tuple[str, str, str]]) -> None:
     axis.set_title(title, loc="left", size=11, color=INK)
     axis.set_xscale("log")
     axis.set_xlim(FLOOR / 3, CEILING * 3)
-    axis.set_xticks([1e-16, 1e-12, 1e-8, 1e-4, 1])
+    ticks = {FLOOR: "0", 1e-12: "1e-12", 1e-8: "1e-8", 1e-4: "1e-4", 1: "1"}
+    axis.set_xticks(list(ticks), list(ticks.values()))
     axis.set_yticks(range(len(lanes)), [f"{library}  {device}  {dtype}" for library, device, dtype in lanes])
     axis.set_ylim(len(lanes) - 0.4, -0.6)
     axis.grid(axis="x", color=GRID, linewidth=0.8)
@@ -58,12 +63,14 @@ def _lane(axis: Any, y: int, results: list[Result], colour: str) -> None:
     """The errors of one library, device and dtype, spread a little in height, and the tightest of their bounds."""
     if not results:
         return
-    axis.barh(y, CEILING * 3, left=min(r.bound for r in results), height=0.72, color=WRONG, alpha=0.05, linewidth=0)
-    for bound in {r.bound for r in results}:
-        tightest = bound == min(r.bound for r in results)
-        axis.plot([bound, bound], [y - 0.36, y + 0.36], color=INK, linewidth=1.6 if tightest else 0.5)
+    tightest = min(r.bound for r in results)
+    axis.barh(y, CEILING * 3, left=tightest, height=0.72, color=WRONG, alpha=0.06, linewidth=0)
+    axis.plot([tightest, tightest], [y - 0.36, y + 0.36], color=INK, linewidth=1.6)
     for i, r in enumerate(results):
         at = min(max(r.error, FLOOR), CEILING) if r.error == r.error else CEILING
-        height = y + 0.5 * ((i * 0.618034) % 1 - 0.5)
-        style = dict(marker="o", s=13, alpha=0.65, linewidth=0) if r.ok else dict(marker="x", s=26, linewidth=1.4)
+        height = y + 0.55 * ((i * 0.618034) % 1 - 0.5)
+        if r.bound > tightest and at > tightest / 2:  # a looser bound, of its own
+            axis.plot([at, r.bound], [height, height], color=INK, linewidth=0.5, alpha=0.6)
+            axis.scatter([r.bound], [height], marker="|", s=18, color=INK, linewidth=0.9)
+        style = dict(marker="o", s=14, alpha=0.65, linewidth=0) if r.ok else dict(marker="x", s=26, linewidth=1.4)
         axis.scatter([at], [height], color=colour if r.ok else WRONG, zorder=3, **style)
