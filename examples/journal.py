@@ -1,0 +1,38 @@
+"""OUT/metrics.jsonl: a line {step, loss, lr, tokens_per_second} for each step, {step, val_loss} for each validation."""
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class Journal:
+    """Appends to the file; lines after `step`, which a resumed run will write again, are dropped first."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept = [line for line in read(path) if line["step"] <= step] if path.exists() else []
+        part = path.with_name(f".{path.name}.part")
+        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(part, path)
+        self.file = path.open("a")
+
+    def write(self, **line: Any) -> None:
+        self.file.write(json.dumps(line) + "\n")
+
+    def flush(self) -> None:
+        """Waits until all lines are on disk: before a checkpoint that counts on them."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.file.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last one cut short by a kill is left out."""
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]

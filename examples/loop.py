@@ -1,0 +1,99 @@
+"""The steps of a run: schedule, losses read one step late, validation, checkpoints, a progress bar."""
+
+import math
+import signal
+from pathlib import Path
+from time import perf_counter
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import settings
+import text
+from journal import Journal
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from zeta import checkpoint
+
+FILE = "checkpoint.safetensors"
+COLUMNS = (
+    "step {task.completed}/{task.total}  loss {task.fields[loss]:.3f}  lr {task.fields[lr]:.1e}  {task.fields[rate]}"
+)
+
+
+class Loop:
+    """Steps from settings["step"] to settings["steps"]; each validation is followed by a checkpoint."""
+
+    def __init__(self, trainer: Any, s: dict[str, Any], out: Path, train: np.ndarray, validation: np.ndarray) -> None:
+        self.trainer, self.s, self.out, self.train, self.validation = trainer, s, out, train, validation
+        self.stop = False
+        self.progress = Progress(TextColumn(COLUMNS), BarColumn(None), TimeRemainingColumn())
+        start = dict(loss=math.nan, lr=0.0, rate="")
+        self.task = self.progress.add_task("", total=s["steps"], completed=s["step"], **start)
+        self.speed = 0.0
+
+    def run(self) -> bool:
+        """Whether the last step was reached; False after Ctrl-C. Either way the checkpoint is written."""
+        s, pending = self.s, None
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with Journal(self.out / "metrics.jsonl", s["step"]) as self.journal, self.progress:
+                for step in range(s["step"] + 1, s["steps"] + 1):
+                    lr, start = learning_rate(step, s), perf_counter()
+                    batch = text.batch(self.train, step, s["batch"], s["context"] + 1, s["seed"])
+                    pending, late = (step, lr, start, self.trainer.step(batch, lr)), pending
+                    self._read(late, start)
+                    if self.stop or step % s["eval_every"] == 0 or step == s["steps"]:
+                        self._read(pending)
+                        pending = self._save(step)
+                    if self.stop:
+                        return False
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return True
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """The first Ctrl-C lets the step finish, a second one does not wait."""
+        if self.stop:
+            raise KeyboardInterrupt
+        self.stop = True
+
+    def _read(self, pending: tuple[int, float, float, Any] | None, end: float | None = None) -> None:
+        """Waits for the step's loss and writes it down; `end` is when the next step started."""
+        if pending is None:
+            return
+        step, lr, start, loss = *pending[:3], float(pending[3])
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss or the gradient of step {step} is not finite: choose a lower --lr than {self.s['lr']} "
+                f"or a longer --warmup; the last checkpoint, of step {self.s['step']}, is as it was"
+            )
+        rate = self.s["batch"] * self.s["context"] / ((end or perf_counter()) - start)
+        self.speed = 0.9 * self.speed + 0.1 * rate if self.speed else rate
+        self.journal.write(step=step, loss=loss, lr=lr, tokens_per_second=round(rate, 1))
+        self.progress.update(self.task, completed=step, loss=loss, lr=lr, rate=f"{self.speed:,.0f} tokens/s")
+
+    def _save(self, step: int) -> None:
+        """Validates, unless the user waits for the end, and writes the checkpoint."""
+        if not self.stop:
+            loss = self._validate()
+            self.journal.write(step=step, val_loss=loss)
+            self.progress.console.print(f"step {step:5}  validation loss {loss:.4f}", highlight=False)
+        self.journal.flush()
+        kept = {name: value for name, value in self.s.items() if name not in settings.PLACE} | {"step": step}
+        checkpoint.save(self.out / FILE, self.trainer.arrays(), kept)
+        self.s["step"] = step
+
+    def _validate(self) -> float:
+        n, size = len(self.validation), self.s["batch"]
+        parts = [self.validation[i : i + size] for i in range(0, n, size)]
+        return sum(self.trainer.loss(part) * len(part) for part in parts) / n
+
+
+def learning_rate(step: int, s: dict[str, Any]) -> float:
+    """The rate of this step, of 1 to steps: a straight rise over the warm-up, then half a cosine down towards zero."""
+    warmup, steps = s["warmup"], s["steps"]
+    if step <= warmup:
+        return float(s["lr"] * step / warmup)
+    return float(s["lr"] * (1 + math.cos(math.pi * (step - warmup) / (steps + 1 - warmup))) / 2)

@@ -1,0 +1,166 @@
+"""What the language model needs from MLX: fused operations, gradients, optimizers, state."""
+
+from functools import partial
+from math import sqrt
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import model
+import numpy as np
+from mlx import nn
+from mlx.optimizers import AdamW, Muon, Optimizer, clip_grad_norm
+
+from zeta.backends.mlx import Zeta
+from zeta.routing import route
+
+
+def rms_norm(x: mx.array, weight: mx.array) -> mx.array:
+    return mx.fast.rms_norm(x, weight, model.EPS)
+
+
+def attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=1 / sqrt(q.shape[-1]), mask="causal")
+
+
+def cross_entropy(scores: mx.array, targets: mx.array) -> mx.array:
+    return nn.losses.cross_entropy(scores.astype(mx.result_type(scores, mx.array(0.0))), targets, reduction="mean")
+
+
+FUSED = model.Operations(rms_norm, attention, cross_entropy)
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float64": mx.float64}
+# The state of MLX's own optimizers under the names that it has in torch.
+NAMES = {AdamW: {"m": "exp_avg", "v": "exp_avg_sq"}, Muon: {"v": "momentum_buffer"}, Zeta: {}}
+
+
+class Part(NamedTuple):
+    """An optimizer, the parameters that it moves, and what its rate is multiplied by."""
+
+    optimizer: Optimizer
+    names: list[str]
+    scale: float = 1.0
+
+
+class Trainer:
+    """The model on an MLX device: parameters in float32 (or float64), products in `dtype`.
+
+    Raises ValueError, with a remedy, for a device that is not there.
+    """
+
+    def __init__(
+        self,
+        config: model.Config,
+        params: dict[str, np.ndarray],
+        optimizer: str = "zeta",
+        *,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.95, 0.99),
+        dtype: str = "float32",
+        device: str | None = None,
+        ops: model.Operations = FUSED,
+    ) -> None:
+        use_device(device, dtype)
+        self.dtype = DTYPES[dtype]
+        wide = mx.float64 if dtype == "float64" else mx.float32
+        self.params = {name: mx.array(a).astype(wide) for name, a in params.items()}
+        self.parts = make_parts(optimizer, params, config, weight_decay, betas)
+        for part in self.parts:
+            part.optimizer.init(model.nest({name: self.params[name] for name in part.names}))
+        cos, sin = (mx.array(a, self.dtype) for a in model.rotations(config))
+        names: dict[str, Any] = dict(rope=(cos, sin), config=config, ops=ops)
+        self._plain_loss = partial(model.loss, **names)
+        self._loss = mx.compile(lambda params, tokens: self._plain_loss(self._tree(params), tokens))
+        self._logits = mx.compile(lambda params, tokens: model.logits(self._tree(params), tokens, **names))
+        self._step = mx.compile(self._take_step)
+
+    def step(self, tokens: np.ndarray, lr: float) -> mx.array:
+        """The loss () of tokens (b, context + 1) before the step that it takes, NaN where the gradient is not finite.
+
+        Nothing waits for the device: read the loss with `float`, late.
+        """
+        states = [part.optimizer.state for part in self.parts]
+        loss, self.params, states = self._step(self.params, states, mx.array(tokens), mx.array(lr, mx.float32))
+        for part, state in zip(self.parts, states, strict=True):
+            part.optimizer.state = state
+        mx.async_eval(loss, self.params, states)
+        return loss
+
+    def _take_step(self, params: dict[str, mx.array], states: list[Any], tokens: mx.array, lr: mx.array) -> Any:
+        """(loss, params, states) after one step: a pure function, as `mx.compile` wants it."""
+        loss, grads = mx.value_and_grad(lambda p: self._plain_loss(self._tree(p), tokens))(params)
+        grads, norm = clip_grad_norm(grads, 1.0)
+        new = {}
+        for part, state in zip(self.parts, states, strict=True):
+            part.optimizer.state = state | {"learning_rate": lr * part.scale}
+            mine = [model.nest({name: tree[name] for name in part.names}) for tree in (grads, params)]
+            new |= model.flatten(part.optimizer.apply_gradients(*mine))
+        return loss + 0 * norm, new, [part.optimizer.state for part in self.parts]
+
+    def loss(self, tokens: np.ndarray) -> float:
+        """The loss of tokens (b, context + 1)."""
+        return float(self._loss(self.params, mx.array(tokens)))
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        """(b, context, vocab) scores for tokens (b, context)."""
+        return np.array(self._logits(self.params, mx.array(tokens)).astype(mx.float32))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `zeta.checkpoint` saves: parameters by name, the optimizer's state as "optimizer.KEY.NAME"."""
+        found = dict(self.params)
+        for part in self.parts:
+            spelled = NAMES[type(part.optimizer)]
+            for full, value in model.flatten(part.optimizer.state).items():
+                name, _, key = full.rpartition(".")
+                if name in self.params:
+                    found[f"optimizer.{spelled.get(key, key)}.{name}"] = value
+            step = part.optimizer.step.astype(mx.float32)  # torch counts for each parameter of AdamW
+            counted = [name for name in part.names if counts(part.optimizer, name, self.params[name])]
+            found |= {f"optimizer.step.{name}": step for name in counted}
+        return {name: np.array(value) for name, value in found.items()}
+
+    def load(self, arrays: dict[str, np.ndarray]) -> None:
+        """Continues from arrays that `arrays` of either library gave."""
+        self.params = {name: mx.array(arrays[name], p.dtype) for name, p in self.params.items()}
+        for part in self.parts:
+            keys = {new: old for old, new in NAMES[type(part.optimizer)].items()}
+            steps = [int(a) for name, a in arrays.items() if name.startswith("optimizer.step.")]
+            state: dict[str, Any] = {"step": mx.array(max(steps, default=0), mx.uint64)}
+            for full, array in arrays.items():
+                _, key, name = (*full.split(".", 2), "")[:3]
+                if full.startswith("optimizer.") and key != "step" and name in part.names:
+                    state[f"{name}.{keys.get(key, key)}"] = mx.array(array, self.params[name].dtype)
+            part.optimizer.state = model.nest(state)
+
+    def _tree(self, params: dict[str, mx.array]) -> model.Params:
+        return model.nest({name: p.astype(self.dtype) for name, p in params.items()})
+
+
+def make_parts(
+    name: str, params: dict[str, np.ndarray], config: model.Config, weight_decay: float, betas: tuple[float, float]
+) -> list[Part]:
+    """One optimizer, or for Muon, which is for matrices, two."""
+    if name == "zeta":
+        return [Part(Zeta(betas=betas, weight_decay=weight_decay), list(params))]
+    adamw = AdamW(1e-3, list(betas), weight_decay=weight_decay, bias_correction=True)
+    if name == "adamw":
+        return [Part(adamw, list(params))]
+    matrices = [n for n, a in params.items() if route(n, a.shape).treatment == "zeta"]
+    # MLX 0.32's Muon multiplies lr by sqrt(rows / cols) where that is above one. Times this scale, that is torch's
+    # match_rms_adamw for all matrices but those wider than the model. It adds decay to the gradient: none, then.
+    muon = Part(Muon(1e-3, weight_decay=0.0), matrices, scale=0.2 * sqrt(config.width))
+    return [muon, Part(adamw, [n for n in params if n not in matrices])]
+
+
+def counts(optimizer: Optimizer, name: str, array: mx.array) -> bool:
+    """Whether torch keeps a `step` for this parameter: AdamW's own ones do."""
+    return isinstance(optimizer, AdamW) or (isinstance(optimizer, Zeta) and route(name, array.shape)[0] == "adamw")
+
+
+def use_device(name: str | None, dtype: str) -> None:
+    """Makes it the default device; None leaves MLX's own choice."""
+    there = ["gpu", "cpu"] if mx.is_available(mx.gpu) else ["cpu"]
+    if name is not None and name not in there:
+        raise ValueError(f"MLX has no device {name!r} on this machine: choose --device {' or '.join(there)}")
+    if name is not None:
+        mx.set_default_device(mx.gpu if name == "gpu" else mx.cpu)
+    if dtype == "float64" and mx.default_device() != mx.Device(mx.cpu):
+        raise ValueError("MLX has float64 on the CPU only: add --device cpu, or choose --dtype float32")

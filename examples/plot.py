@@ -1,0 +1,60 @@
+"""Loss curves of runs in one picture: python examples/plot.py runs/1 runs/2 --out loss.png"""
+
+import argparse
+from pathlib import Path
+
+import journal
+import matplotlib
+import numpy as np
+
+matplotlib.use("agg")
+from matplotlib.figure import Figure
+
+COLOURS = ["#0b6fb8", "#d1602a", "#3a8f4d", "#8a4fb0", "#6b6b6b"]  # told apart also without colour sense
+
+
+def draw(runs: dict[str, Path], out: Path) -> None:
+    """Writes `out`: for each label -> run folder the training loss, smoothed, and the validation loss, as dots."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    top = 0.0
+    for colour, (label, folder) in zip(COLOURS * len(runs), runs.items(), strict=False):
+        lines = journal.read(folder / "metrics.jsonl")
+        steps, losses = columns(lines, "loss")
+        at, validation = columns(lines, "val_loss")
+        axes.plot(steps, smooth(losses), color=colour, lw=1, alpha=0.5)
+        final = f"{label}: {validation[-1]:.3f}" if len(at) else label
+        axes.plot(at, validation, "o-", color=colour, ms=3.5, lw=1.6, label=final)
+        top = max(top, *validation[:1], *smooth(losses)[len(losses) // 20 :][:1])
+    axes.set(xlabel="step", ylabel="loss, nats per token", title="validation (dots) and training (thin, smoothed)")
+    axes.set_ylim(top=top * 1.05 if top else None)  # the fall of the first steps would flatten the rest
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(out, dpi=150)
+
+
+def columns(lines: list[dict[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, values) of the lines that have this key."""
+    found = [(line["step"], line[key]) for line in lines if key in line]
+    steps, values = np.array(found).reshape(-1, 2).T
+    return steps, values
+
+
+def smooth(values: np.ndarray, weight: float = 0.9) -> np.ndarray:
+    """(n,) running means that forget by `weight` a step, without a bias to the first value."""
+    mean, total, found = 0.0, 0.0, []
+    for value in values:
+        mean, total = weight * mean + (1 - weight) * value, weight * total + (1 - weight)
+        found.append(mean / total)
+    return np.array(found)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "runs", nargs="+", type=Path, help="folders that train_lm.py wrote; each is named in the legend"
+    )
+    parser.add_argument("--out", type=Path, default=Path("loss.png"), help="the picture (default: %(default)s)")
+    args = parser.parse_args()
+    draw({run.name: run for run in args.runs}, args.out)

@@ -1,0 +1,128 @@
+"""Trains a small language model with Zeta: one script for every backend. See --help."""
+
+import sys
+from itertools import count
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import model
+import numpy as np
+import settings
+import text
+import tokens
+from loop import FILE, Loop
+
+import zeta
+from zeta import checkpoint
+
+VALIDATION = 1 << 15  # tokens that a validation looks at
+
+
+def main() -> int:
+    """The exit status: 0, 2 after bad input, 130 after Ctrl-C."""
+    given = vars(settings.parser().parse_args())
+    try:
+        return train(given)
+    except KeyboardInterrupt:
+        message, status = "stopped at once; a checkpoint that was there is as it was", 130
+    except (ValueError, OSError, ImportError) as error:
+        message, status = " ".join(str(error).split()), 2
+    print(f"train_lm: {message}", file=sys.stderr)
+    return status
+
+
+def train(given: dict[str, Any]) -> int:
+    out = choose_folder(given)
+    arrays, saved = checkpoint.load(out / FILE) if "resume" in given else (None, None)
+    s = settings.merge(given, saved)
+    library = zeta.backend(s["backend"]).__name__.rpartition(".")[2]
+    source = text.load(s["data"] and Path(s["data"]))
+    out.mkdir(parents=True, exist_ok=True)
+    words = tokens.choose(out, s["tokenizer"], s["vocab"], source.train, resume=bool(saved))
+    config = model.Config(**{name: s[name] for name in settings.SHAPE} | {"vocab": words.size})
+    trainer = make_trainer(library, config, s)
+    parts = [words.encode(part) for part in source]
+    check_text(parts, s, saved)
+    if arrays:
+        restore(trainer, arrays, config)
+
+    print(
+        f"{sum(a.size for a in model.init(config, 0).values()):,} parameters, {s['optimizer']} on {library}, in {out}"
+    )
+    validation = text.windows(parts[1], VALIDATION // config.context, config.context + 1)
+    finished = Loop(trainer, s, out, parts[0], validation).run()
+    from plot import draw  # matplotlib takes a second to import
+
+    draw({s["optimizer"]: out}, out / "loss.png")
+    if not finished:
+        print(f"saved at step {s['step']} of {s['steps']}: go on with --resume --out {out}")
+        return 130
+    print(sample(trainer, words, config, s))
+    return 0
+
+
+def choose_folder(given: dict[str, Any]) -> Path:
+    """--out; without it the next free one of runs/1, runs/2, ..., or with --resume the last that is there.
+
+    Raises ValueError rather than train over another run's checkpoint.
+    """
+    taken = next(n for n in count() if not Path(f"runs/{n + 1}/{FILE}").exists())
+    resume = "resume" in given
+    out: Path = given.get("out", Path(f"runs/{max(taken, 1) if resume else taken + 1}"))
+    there = (out / FILE).exists()
+    if resume and not there:
+        raise ValueError(f"there is no {out / FILE} to go on from: leave --resume out to start anew")
+    if there and not resume:
+        raise ValueError(f"{out / FILE} is there already: go on from it with --resume, or choose another --out")
+    return out
+
+
+def make_trainer(library: str, config: model.Config, s: dict[str, Any]) -> Any:
+    if library == "mlx":
+        from on_mlx import Trainer
+    else:
+        from on_torch import Trainer  # type: ignore[assignment]
+    names = {name: s[name] for name in ("optimizer", "weight_decay", "betas", "dtype", "device")}
+    return Trainer(config, model.init(config, s["seed"]), **names)
+
+
+def check_text(parts: list[np.ndarray], s: dict[str, Any], saved: dict[str, Any] | None) -> None:
+    """Puts the text's checksum into the settings. Raises ValueError where it is too short, or not the checkpoint's."""
+    for name, part in zip(("training", "validation"), parts, strict=True):
+        if len(part) <= s["context"]:
+            raise ValueError(
+                f"the {name} text has {len(part)} tokens, but --context {s['context']} takes {s['context'] + 1}: "
+                "give more text (one part in twenty is for validation) or a smaller --context"
+            )
+    s["text"] = [crc32(part.tobytes()) for part in parts]
+    if saved and s["text"] != saved["text"]:
+        raise ValueError("the text is not what the checkpoint was trained on: give the same --data, or another --out")
+
+
+def restore(trainer: Any, arrays: checkpoint.Arrays, config: model.Config) -> None:
+    """Puts the checkpoint's arrays in place. Raises ValueError where they do not fit the model."""
+    for name, shape in model.shapes(config).items():
+        got = arrays[name].shape if name in arrays else "missing"
+        if got != shape:
+            raise ValueError(
+                f"the checkpoint is one of another model: {name} is {got}, not {shape}: choose another --out"
+            )
+    trainer.load(arrays)
+
+
+def sample(trainer: Any, words: Any, config: model.Config, s: dict[str, Any], temperature: float = 0.8) -> str:
+    """The prompt and s["sample"] tokens drawn after it, from the same random numbers on every backend."""
+    rng = np.random.default_rng(s["seed"])
+    found = [int(i) for i in words.encode(s["prompt"].encode())]
+    for _ in range(s["sample"]):
+        seen = found[-config.context :]
+        padded = np.zeros((1, config.context), np.int32)  # one shape, so one compilation; what follows is not looked at
+        padded[0, : len(seen)] = seen
+        scores = trainer.logits(padded)[0, len(seen) - 1].astype(float) / temperature
+        found.append(int(np.argmax(scores + rng.gumbel(size=len(scores)))))  # a draw from softmax(scores)
+    return words.decode(found)  # type: ignore[no-any-return]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

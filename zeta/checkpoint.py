@@ -1,0 +1,64 @@
+"""A run on disk: named arrays and the settings they belong to, in one safetensors file that any library can read.
+
+A parameter is stored under its name, what the optimizer keeps for it as "optimizer.KEY.NAME". Zeta's keys are the same
+in every library (`exp_avg`, `exp_avg_sq`, and for AdamW's parameters `step`), so that a run can change libraries.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as serialize
+
+FORMAT, VERSION = "zeta", 1
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def save(path: Path, arrays: Arrays, settings: Mapping[str, Any]) -> None:
+    """Writes the file whole or not at all: what was there before stays until the new one is safely on disk.
+
+    `settings` is whatever JSON can hold: hyper-parameters, shape, step. Raises ValueError for an array with NaN or
+    infinity in it, OSError where the disk is full or the folder cannot be written to.
+    """
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} holds NaN or infinity, so {path} was left as it was: resume from it, lower lr")
+    header = {"format": FORMAT, "version": str(VERSION), "settings": json.dumps(settings)}
+    content = serialize({name: np.ascontiguousarray(array) for name, array in arrays.items()}, header)
+    part = path.with_name(f".{path.name}.part")  # in the same folder, for a rename that is atomic
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise OSError(
+            f"{path} could not be written and is as it was: {error.strerror}: make room on the disk"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)  # so that the rename, too, outlasts a power cut
+    os.close(folder)
+
+
+def load(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """(arrays, settings) as they were saved. Raises FileNotFoundError, or ValueError for any other kind of file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut short, or no safetensors file ({error}): use another copy") from error
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path} is a safetensors file, but no checkpoint of zeta's: its header lacks format={FORMAT}")
+    if int(header["version"]) > VERSION:
+        raise ValueError(f"{path} has version {header['version']}, this zeta knows {VERSION}: install a newer zeta")
+    return arrays, json.loads(header["settings"])
