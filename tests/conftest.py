@@ -1,0 +1,162 @@
+"""What every test shares: the targets of this machine, and one way to drive either optimizer class."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # the matrices are small, and pytest-xdist already uses every core
+os.environ["MLX_ENABLE_TF32"] = "0"  # before MLX is imported: see zeta/machine.py
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from zeta.machine import Absent, targets
+
+FOUND = list(targets())
+INSTALLED_IN_CI = {("numpy", "cpu"), ("array_api_strict", "cpu"), ("torch", "cpu"), ("mlx", "cpu")}
+
+
+def found() -> list[Any]:
+    """Parameters for the targets found; what is absent is skipped with its reason, and fails where CI installs it."""
+    return [_absent(t) if isinstance(t, Absent) else pytest.param(t, id=t.name) for t in FOUND]
+
+
+def _absent(absent: Absent) -> Any:
+    must_be_here = absent.expected or (os.environ.get("CI") and (absent.library, absent.device) in INSTALLED_IN_CI)
+    mark = () if must_be_here else pytest.mark.skip(reason=f"{absent.library} {absent.device}: {absent.reason}")
+    return pytest.param(absent, id=f"{absent.library} {absent.device}", marks=mark)
+
+
+@pytest.fixture(params=found())
+def target(request: pytest.FixtureRequest) -> Any:
+    """Every library, device and dtype of this machine."""
+    if isinstance(request.param, Absent):
+        pytest.fail(f"{request.param.library} {request.param.device} should be here: {request.param.reason}")
+    with request.param.scope():
+        yield request.param
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@dataclass
+class TorchRun:
+    """torch's `Zeta` over parameters given as NumPy arrays."""
+
+    params: dict[str, np.ndarray]
+    options: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
+    lr: str = "lr"
+
+    def __post_init__(self) -> None:
+        import torch
+
+        from zeta.backends.torch import Zeta
+
+        self.tensors = {k: torch.nn.Parameter(self.array(p)) for k, p in self.params.items()}
+        self.optimizer = Zeta(self.tensors.items(), **self.options)
+
+    def array(self, x: np.ndarray) -> Any:
+        import torch
+
+        return torch.tensor(x, dtype=getattr(torch, self.dtype))
+
+    def step(self, grads: dict[str, np.ndarray]) -> None:
+        self.optimizer.zero_grad()
+        for name, grad in grads.items():
+            self.tensors[name].grad = self.array(grad)
+        self.optimizer.step()
+
+    def set_lr(self, lr: float) -> None:
+        self.optimizer.param_groups[0]["lr"] = lr
+
+    def read(self) -> dict[str, np.ndarray]:
+        return {name: p.detach().double().numpy() for name, p in self.tensors.items()}
+
+    def moments(self, name: str) -> list[Any]:
+        return [self.optimizer.state[self.tensors[name]][key] for key in ("exp_avg", "exp_avg_sq")]
+
+    def save(self, file: Any) -> None:
+        import torch
+
+        torch.save(self.optimizer.state_dict(), file)
+
+    def load(self, file: Any) -> None:
+        import torch
+
+        self.optimizer.load_state_dict(torch.load(file))
+
+
+@dataclass
+class MlxRun:
+    """MLX's `Zeta` over parameters given as NumPy arrays."""
+
+    params: dict[str, np.ndarray]
+    options: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
+    lr: str = "learning_rate"
+
+    def __post_init__(self) -> None:
+        from mlx.utils import tree_unflatten
+
+        from zeta.backends.mlx import Zeta
+
+        self.tree = tree_unflatten([(name, self.array(p)) for name, p in self.params.items()])
+        options = {self.lr if name == "lr" else name: value for name, value in self.options.items()}
+        self.optimizer = Zeta(**options)
+
+    def array(self, x: np.ndarray) -> Any:
+        import mlx.core as mx
+
+        return mx.array(x.astype("float32")).astype(getattr(mx, self.dtype))
+
+    def step(self, grads: dict[str, np.ndarray]) -> None:
+        import mlx.core as mx
+        from mlx.utils import tree_flatten, tree_unflatten
+
+        gradients = tree_unflatten([(name, self.array(g)) for name, g in grads.items()]) or {}
+        after = self.optimizer.apply_gradients(gradients, self.tree)
+        flat = dict(tree_flatten(self.tree)) | dict(tree_flatten(after))
+        self.tree = tree_unflatten(list(flat.items()))
+        mx.eval(self.tree, self.optimizer.state)
+
+    def set_lr(self, lr: float) -> None:
+        self.optimizer.learning_rate = lr
+
+    def read(self) -> dict[str, np.ndarray]:
+        import mlx.core as mx
+        from mlx.utils import tree_flatten
+
+        return {k: np.array(p.astype(mx.float32)).astype("float64") for k, p in tree_flatten(self.tree)}
+
+    def moments(self, name: str) -> list[Any]:
+        from mlx.utils import tree_flatten
+
+        flat = dict(tree_flatten(self.optimizer.state))
+        return [flat[f"{name}.{key}"] for key in ("exp_avg", "exp_avg_sq")]
+
+    def save(self, file: Any) -> None:
+        import mlx.core as mx
+        from mlx.utils import tree_flatten
+
+        mx.savez(str(file), **dict(tree_flatten(self.optimizer.state)))
+
+    def load(self, file: Any) -> None:
+        import mlx.core as mx
+        from mlx.utils import tree_unflatten
+
+        self.optimizer.state = tree_unflatten(list(mx.load(f"{file}.npz").items()))
+
+
+def _run(name: str, run: type) -> Any:
+    missing = next((t for t in FOUND if isinstance(t, Absent) and (t.library, t.device) == (name, "cpu")), None)
+    return pytest.param(run, id=name, marks=pytest.mark.skip(reason=missing.reason) if missing else ())
+
+
+@pytest.fixture(params=[_run("torch", TorchRun), _run("mlx", MlxRun)])
+def new_run(request: pytest.FixtureRequest) -> Any:
+    """Makes a run of either optimizer class on its CPU or default device: `new_run(params, options)`."""
+    return request.param

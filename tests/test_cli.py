@@ -1,0 +1,87 @@
+"""`zeta parity` as a user and as a machine see it."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from zeta import cli, machine
+from zeta.machine import Absent, numpy_target
+
+
+@pytest.fixture
+def only_numpy(monkeypatch):
+    """A machine with NumPy in float64 and nothing else: the suite itself runs in test_parity."""
+    here = [numpy_target("float64"), Absent("torch", "cpu", "not installed")]
+    monkeypatch.setattr(machine, "targets", lambda: iter(here))
+    return here
+
+
+def test_prints_a_table_and_what_was_skipped(only_numpy, capsys):
+    assert cli.main(["parity"]) == 0
+    out, err = capsys.readouterr()
+    for word in ("backend", "device", "dtype", "check", "error", "bound", "verdict", "numpy", "float64", "ok"):
+        assert word in out
+    assert "all within bounds" in out and "FAIL" not in out
+    assert "skipped: torch cpu (not installed)" in err
+
+
+def test_verbose_has_a_line_for_every_check(only_numpy, capsys):
+    assert cli.main(["parity", "--verbose"]) == 0
+    assert "newton-schulz: condition 1e+06 long" in capsys.readouterr().out
+
+
+def test_json_is_a_list_of_objects_with_exactly_these_keys(only_numpy, capsys):
+    assert cli.main(["parity", "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert len(results) > 50
+    for result in results:
+        assert list(result) == ["library", "device", "dtype", "check", "error", "bound", "ok"]
+        assert result["ok"] is True and 0 <= result["error"] <= result["bound"]
+
+
+@pytest.mark.parametrize("control", ["coefficient", "transpose", "axis", "bias"])
+def test_controls_end_with_status_1(only_numpy, control, capsys):
+    assert cli.main(["parity", "--control", control]) == 1
+    assert "FAIL" in capsys.readouterr().out
+
+
+def test_a_check_that_raises_is_a_failure_and_no_traceback(only_numpy, capsys):
+    def broken(x, coefficients):
+        raise RuntimeError("no such kernel")
+
+    only_numpy[0] = replace(only_numpy[0], newton_schulz=broken)
+    assert cli.main(["parity", "--json"]) == 1
+    failed = [r for r in json.loads(capsys.readouterr().out) if not r["ok"]]
+    assert any("no such kernel" in r["check"] and r["error"] is None for r in failed)
+
+
+def test_an_apple_machine_whose_mlx_runs_on_the_cpu_is_a_failure(only_numpy, capsys):
+    only_numpy.append(Absent("mlx", "gpu", "this is an Apple machine, but MLX would run on its CPU", expected=True))
+    assert cli.main(["parity"]) == 1
+    assert "Apple" in capsys.readouterr().out
+
+
+def test_plot_writes_a_picture(only_numpy, tmp_path, capsys):
+    file = tmp_path / "parity.png"
+    assert cli.main(["parity", "--plot", str(file)]) == 0
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["nonsense"], ["parity", "--control", "nonsense"], ["parity", "--plot", "/no/such/folder/x.png"]]
+)
+def test_wrong_usage_ends_with_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(arguments)
+    assert exit.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_the_installed_command_runs():
+    out = subprocess.run(
+        [sys.executable, "-c", "import zeta.cli; zeta.cli.main(['parity', '--help'])"], capture_output=True
+    )
+    assert out.returncode == 0 and b"--control" in out.stdout

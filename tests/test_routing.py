@@ -1,0 +1,78 @@
+"""Which parameter gets which treatment: names and shapes as real models have them, in torch's and MLX's layouts."""
+
+from io import StringIO
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import zeta
+from zeta.routing import route
+
+
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("model.layers.0.self_attn.q_proj.weight", (64, 32)),
+        ("model.layers.3.mlp.down_proj.weight", (32, 128)),
+        ("transformer.h.0.attn.c_attn.weight", (96, 32)),
+        ("blocks.2.head.weight", (8, 8)),  # a layer's own head, not the output's
+        ("", (8, 8)),
+        ("weight", (8, 8)),
+        ("encoder.patch_embeddings.projection.weight", (8, 12)),
+    ],
+)
+def test_matrices(name, shape):
+    assert route(name, shape)[:2] == ("zeta", (1, *shape))
+
+
+@pytest.mark.parametrize(
+    "name, shape, reason",
+    [
+        ("layers.0.input_layernorm.weight", (32,), "vector"),
+        ("layers.0.mlp.up_proj.bias", (128,), "vector"),
+        ("scale", (), "vector"),
+        ("layers.0.experts.up.bias", (8, 128), "bias"),
+        ("layers.0.attn.q_norm.weight", (4, 8), "norm"),
+        ("model.embed_tokens.weight", (1000, 32), "embedding"),
+        ("transformer.wte.weight", (1000, 32), "embedding"),
+        ("transformer.wpe.weight", (128, 32), "embedding"),
+        ("pos_embed", (1, 17, 32), "embedding"),
+        ("cls_token", (1, 1, 32), "embedding"),
+        ("lm_head.weight", (1000, 32), "output head"),
+        ("model.lm_head.weight", (1000, 32), "output head"),  # a peer looks for "head" in the local name only
+        ("head.weight", (10, 32), "output head"),
+        ("classifier.weight", (10, 32), "output head"),
+    ],
+)
+def test_all_else_goes_to_adamw(name, shape, reason):
+    assert route(name, shape) == ("adamw", (), reason)
+
+
+@pytest.mark.parametrize(
+    "name, shape, matrices",
+    [
+        ("conv.weight", (16, 8, 3, 3), (1, 16, 72)),
+        ("layers.0.conv1d.weight", (16, 4, 3), (1, 16, 12)),
+        ("features.0.weight", (16, 3, 3, 8), (1, 16, 72)),  # MLX keeps channels last
+        ("patch_embed.proj.weight", (32, 3, 16, 16), (1, 32, 768)),
+        ("layers.0.mlp.experts.gate_up_proj", (4, 32, 64), (4, 32, 64)),  # a peer flattens experts into one matrix
+        ("layers.0.mlp.switch_mlp.up_proj.weight", (4, 64, 32), (4, 64, 32)),
+        ("layers.0.experts.weight", (2, 4, 8, 12), (8, 8, 12)),
+        ("attn.heads.q", (4, 8, 32), (4, 8, 32)),
+    ],
+)
+def test_more_than_two_axes(name, shape, matrices):
+    assert route(name, shape)[:2] == ("zeta", matrices)
+
+
+def test_report_names_every_parameter_with_its_treatment(target):
+    parameters = [
+        ("layers.0.up.weight", target.wide(np.ones((8, 4)))),
+        ("lm_head.weight", target.wide(np.ones((9, 4)))),
+    ]
+    console = Console(width=120, file=StringIO())
+    console.print(zeta.report(parameters))
+    up, head = [line for line in console.file.getvalue().splitlines() if "weight" in line]
+    assert all(word in up for word in ("layers.0.up.weight", "8x4", "zeta", "1x8x4", "matrix"))
+    assert all(word in head for word in ("lm_head.weight", "9x4", "adamw", "output head"))
