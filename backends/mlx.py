@@ -1,17 +1,19 @@
 """Zeta for MLX: a fused Newton-Schulz and an `mlx.optimizers.Optimizer` for all of a model's parameters."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import pairwise
+from math import prod
 from typing import Any
 
 import mlx.core as mx
 from mlx.optimizers import Optimizer
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from zeta import adamw, core
+from zeta import adamw, core, fused
 from zeta.core import COEFFICIENTS, Coefficients, Hyper
-from zeta.routing import Route, route
+from zeta.routing import batches, route
 
-BATCH_BYTES = 64 << 20  # float32 bytes of same-shape matrices that go through one step together
+BLOCK = 64  # rows of a block of a symmetric product on the CPU; smaller ones cost more than they save
 _DEFAULT = Hyper()
 
 
@@ -20,22 +22,43 @@ def newton_schulz(
 ) -> mx.array:
     """x (..., rows, cols) with its singular values moved towards one; see `zeta.newton_schulz`.
 
-    Products run in `dtype`, None for the automatic choice; the norm is taken in float32. The result has x's dtype.
+    Products run in `dtype`, None for `working_dtype`; the norm is taken in float32. The result has x's dtype, and
+    the errors given for `zeta.backends.torch.newton_schulz`.
     """
     if x.shape[-2] > x.shape[-1]:
         return newton_schulz(x.mT, coefficients, dtype).mT
-    given = x.dtype
-    x = core.normalize(x.astype(mx.result_type(x, mx.array(0.0))))
-    x = x.astype(dtype or working_dtype(x))
-    for a, b, c in coefficients:
-        s = x @ x.mT
-        x = mx.addmm(x, mx.addmm(s, s, s, alpha=c, beta=b), x, beta=a)  # a x + (b s + c s s) x, rounded once
-    return x.astype(given)
+    stack = core.normalize(x.astype(mx.result_type(x, mx.array(0.0)))).reshape(prod(x.shape[:-2]), *x.shape[-2:])
+    stack = fused.iterate(stack.astype(dtype or working_dtype(x)), coefficients, symmetric, multiply)
+    return mx.array(stack.reshape(x.shape), x.dtype)
 
 
 def working_dtype(x: mx.array) -> mx.Dtype:
-    """The dtype of the products for an input of this dtype on the default device."""
-    return x.dtype
+    """The dtype of the products: float16 on a GPU (entries lie in [-1, 1] by then), else x's own or float32."""
+    if mx.default_device() == mx.gpu:
+        return mx.float16
+    return mx.result_type(x, mx.array(0.0))
+
+
+def symmetric(
+    a: mx.array, b: mx.array, c: mx.array | None = None, beta: float = 0.0, alpha: float = 1.0, diagonal: float = 0.0
+) -> mx.array:
+    """alpha a b + beta c + diagonal I (batch, n, n), known to be symmetric: a CPU multiplies only the lower blocks."""
+    n = a.shape[-2]
+    blocks = 1 if mx.default_device() == mx.gpu else max(1, n // BLOCK)
+    ends = [n * i // blocks for i in range(blocks + 1)]
+    y = multiply(a[:, : ends[1]], b[:, :, : ends[1]], None if c is None else c[:, : ends[1], : ends[1]], beta, alpha)
+    for start, end in pairwise(ends[1:]):
+        below = None if c is None else c[:, start:end, :end]
+        row = multiply(a[:, start:end], b[:, :, :end], below, beta, alpha)
+        y = mx.concatenate([mx.concatenate([y, row[:, :, :start].mT], axis=-1), row], axis=-2)
+    return y + diagonal * mx.eye(n, dtype=y.dtype) if diagonal else y
+
+
+def multiply(a: mx.array, b: mx.array, c: mx.array | None = None, beta: float = 0.0, alpha: float = 1.0) -> mx.array:
+    """alpha a b + beta c for batches of matrices."""
+    if c is None:
+        return a @ b if alpha == 1 else mx.addmm(mx.array(0, a.dtype), a, b, alpha=alpha)  # one rounding
+    return mx.addmm(c, a, b, alpha=alpha, beta=beta)
 
 
 class Zeta(Optimizer):
@@ -78,7 +101,7 @@ class Zeta(Optimizer):
         new = {}
         for name in (name for name, r in routes.items() if r.treatment == "adamw"):
             new[name] = self._adamw(hyper, grads[name], self._leaf(name), params[name])
-        for batch in _batches({name: (r, params[name]) for name, r in routes.items() if r.treatment == "zeta"}):
+        for batch in batches({n: (r, params[n].dtype) for n, r in routes.items() if r.treatment == "zeta"}):
             new |= self._zeta(hyper, batch, grads, params)
         return tree_map_with_path(lambda name, _: new[name], gradients)
 
@@ -115,17 +138,3 @@ class Zeta(Optimizer):
         for part in name.split("."):
             state = state[int(part)] if isinstance(state, list | tuple) else state[part]
         return state  # type: ignore[no-any-return]
-
-
-def _batches(routes: dict[str, tuple[Route, mx.array]]) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Names whose matrices have one shape and dtype, as {name: (count, rows, cols)}, capped in bytes."""
-    alike: dict[Any, dict[str, tuple[int, ...]]] = {}
-    for name, (r, p) in routes.items():
-        key = (r.matrices[1:], p.dtype)
-        count, rows, cols = r.matrices
-        batch = alike.setdefault(key, {})
-        if batch and 4 * rows * cols * (sum(s[0] for s in batch.values()) + count) > BATCH_BYTES:
-            yield alike.pop(key)
-            batch = alike.setdefault(key, {})
-        batch[name] = r.matrices
-    yield from alike.values()

@@ -1,43 +1,22 @@
-"""Zeta for torch on CPU, CUDA and MPS: a fused Newton-Schulz and a `torch.optim.Optimizer` for all parameters."""
+"""Zeta for torch on CPU, CUDA and MPS: a `torch.optim.Optimizer` for all of a model's parameters."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from math import inf, sqrt
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from zeta import core
 from zeta.core import COEFFICIENTS, Coefficients, Hyper
-from zeta.routing import Route, route
+from zeta.routing import Route, batches, route
 
-BATCH_BYTES = 64 << 20  # float32 bytes of same-shape matrices that go through one step together
+from .torch_newton_schulz import matrix_norm, newton_schulz
+
+__all__ = ["Zeta", "newton_schulz"]
+
 _DEFAULT = Hyper()
-
-
-def newton_schulz(
-    x: Tensor, coefficients: Coefficients = COEFFICIENTS["jordan"], dtype: torch.dtype | None = None
-) -> Tensor:
-    """x (..., rows, cols) with its singular values moved towards one; see `zeta.newton_schulz`.
-
-    Products run in `dtype`, None for the automatic choice; the norm is taken in float32 or better. The result has x's
-    dtype.
-    """
-    if x.shape[-2] > x.shape[-1]:
-        return newton_schulz(x.mT, coefficients, dtype).mT
-    given, shape = x.dtype, x.shape
-    x = core.normalize(x.to(torch.promote_types(given, torch.float32))).reshape(-1, *shape[-2:])
-    x = x.to(dtype or working_dtype(x))
-    for a, b, c in coefficients:
-        s = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(s, s, s, beta=b, alpha=c), x, beta=a)  # a x + (b s + c s s) x
-    return x.view(shape).to(given)
-
-
-def working_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of the products for an input of this dtype and device."""
-    return x.dtype
 
 
 class Zeta(torch.optim.Optimizer):
@@ -93,7 +72,7 @@ class Zeta(torch.optim.Optimizer):
         for group in self.param_groups:
             routes = _routes(group)
             self._adamw(group, [p for p, r in routes.items() if r.treatment == "adamw"])
-            for batch in _batches({p: r for p, r in routes.items() if r.treatment == "zeta"}):
+            for batch in batches({p: (r, (p.dtype, p.device)) for p, r in routes.items() if r.treatment == "zeta"}):
                 self._zeta(group, batch)
         return loss
 
@@ -106,7 +85,7 @@ class Zeta(torch.optim.Optimizer):
         g = torch.cat([p.grad.reshape(view) for p, view in batch.items()]).to(m[0].dtype)  # type: ignore[union-attr]
         if group["maximize"]:
             g.neg_()
-        moved = (g != 0).any(-1, keepdim=True).any(-2, keepdim=True).to(g.dtype)
+        moved = (matrix_norm(g, inf) != 0).to(g.dtype)
         grads = _split(g, params, views)
         torch._foreach_lerp_(m, grads, 1 - b1)  # m = b1 m + (1 - b1) g
         torch._foreach_mul_(v, b2)
@@ -114,8 +93,7 @@ class Zeta(torch.optim.Optimizer):
         x = torch.cat([a.view(s) for a, s in zip(m, views, strict=True)], out=g)
         x /= torch.cat([a.view(s) for a, s in zip(v, views, strict=True)]).sqrt_().add_(eps)  # m / (sqrt(v) + eps)
         u = newton_schulz(x, group["coefficients"], group["ns_dtype"])
-        rows, cols = u.shape[-2:]
-        u = u * (lr * 0.2 * (rows * cols) ** 0.5 * moved / (core.frobenius(u) + eps))
+        u *= lr * 0.2 * sqrt(u[0].numel()) * moved / (matrix_norm(u) + eps)
         self._apply(params, _split(u, params, views), 1 - lr * group["weight_decay"])
 
     def _apply(self, params: list[Tensor], steps: list[Tensor], decay: float | Tensor) -> None:
@@ -137,7 +115,7 @@ class Zeta(torch.optim.Optimizer):
         names: dict[str, Any] = dict(
             lr=group["lr"], beta1=b1, beta2=b2, eps=group["eps"], weight_decay=group["weight_decay"]
         )
-        adamw(wide, grads, m, v, [], steps, amsgrad=False, maximize=group["maximize"], **names)
+        adamw(wide, grads, m, v, [], steps, amsgrad=False, fused=True, maximize=group["maximize"], **names)
         for p, w in zip(params, wide, strict=True):
             if w is not p:
                 p.copy_(w)
@@ -149,7 +127,7 @@ class Zeta(torch.optim.Optimizer):
                 for name in ("exp_avg", "exp_avg_sq"):
                     self.state[p][name] = torch.zeros(p.shape, dtype=dtype, device=p.device)
                 if step:
-                    self.state[p]["step"] = torch.tensor(0.0)
+                    self.state[p]["step"] = torch.zeros((), device=p.device)
         return [self.state[p]["exp_avg"] for p in params], [self.state[p]["exp_avg_sq"] for p in params]
 
 
@@ -179,24 +157,12 @@ def _forced(treatment: str, by_rule: Route, p: Tensor) -> Route:
     return matrix
 
 
-def _batches(routes: dict[Tensor, Route]) -> Iterator[dict[Tensor, tuple[int, ...]]]:
-    """Parameters of one matrix shape, dtype and device as {parameter: (count, rows, cols)}, capped in bytes."""
-    alike: dict[Any, dict[Tensor, tuple[int, ...]]] = {}
-    for p, r in routes.items():
-        batch = alike.setdefault((r.matrices[1:], p.dtype, p.device), {})
-        if batch and 4 * (sum(q.numel() for q in batch) + p.numel()) > BATCH_BYTES:
-            yield alike.pop((r.matrices[1:], p.dtype, p.device))
-            batch = alike.setdefault((r.matrices[1:], p.dtype, p.device), {})
-        batch[p] = r.matrices
-    yield from alike.values()
-
-
 def _split(stack: Tensor, params: list[Tensor], views: list[tuple[int, ...]]) -> list[Tensor]:
     parts = torch.split(stack, [view[0] for view in views])
     return [part.reshape(p.shape) for part, p in zip(parts, params, strict=True)]
 
 
-def _check_gradients(params: Iterator[Tensor]) -> None:
+def _check_gradients(params: Iterable[Tensor]) -> None:
     for p in params:
         grad = cast(Tensor, p.grad)
         if grad.is_sparse or grad.is_complex():

@@ -37,9 +37,7 @@ def save(path: Path, arrays: Arrays, settings: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise OSError(
-            f"{path} could not be written and is as it was: {error.strerror}: make room on the disk"
-        ) from error
+        raise OSError(f"{path} could not be written, and is as it was: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)

@@ -5,14 +5,16 @@ code sends embeddings and head to Newton-Schulz too; the paper wins.)
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from functools import cache
 from math import prod
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from rich.table import Table
 
 Treatment = Literal["zeta", "adamw"]
+Key = TypeVar("Key", bound=Hashable)
+BATCH_ENTRIES = 4 << 20
 
 # Matched with the module that owns the parameter ("embed_tokens" of "model.embed_tokens.weight"), not the whole path:
 # "patch_embeddings.projection" is a projection. Position tables and special tokens are embeddings.
@@ -66,6 +68,24 @@ def route(name: str, shape: tuple[int, ...]) -> Route:
     if STACK.search(name) or (len(shape) == 3 and not CONVOLUTION.search(name)):
         return Route("zeta", (prod(shape[:-2]), *shape[-2:]), "stack of matrices")
     return Route("zeta", (1, shape[0], prod(shape[1:])), "convolution as (out, rest)")
+
+
+def batches(routes: dict[Key, tuple[Route, Hashable]]) -> Iterator[dict[Key, tuple[int, ...]]]:
+    """What one step takes together, as {key: (count, rows, cols)}: matrices of one shape and one kind (dtype, device).
+
+    `routes` is {key: (route, kind)}. A batch holds at most an eighth of all entries (BATCH_ENTRIES if that is more):
+    transient memory stays a small share of the model, and the number of batches does not grow with its layers.
+    """
+    cap = max(BATCH_ENTRIES, sum(prod(r.matrices) for r, _ in routes.values()) // 8)
+    unfinished: dict[Hashable, dict[Key, tuple[int, ...]]] = {}
+    for key, (r, kind) in routes.items():
+        alike = (r.matrices[1:], kind)
+        batch = unfinished.setdefault(alike, {})
+        if batch and sum(map(prod, batch.values())) + prod(r.matrices) > cap:
+            yield batch
+            batch = unfinished[alike] = {}
+        batch[key] = r.matrices
+    yield from unfinished.values()
 
 
 def report(parameters: Iterable[tuple[str, Any]]) -> Table:
