@@ -119,7 +119,7 @@ def cross_entropy(scores: Array, targets: Array) -> Array:
     """The mean of -log softmax(scores (n, vocab))[targets (n,)], in nats."""
     xp = array_namespace(scores)
     s = scores - xp.max(scores, axis=-1, keepdims=True)
-    picked = xp.take_along_axis(s, targets[:, None], axis=-1)[:, 0]
+    picked = xp.take_along_axis(s, xp.astype(targets, xp.int64)[:, None], axis=-1)[:, 0]  # torch takes no other type
     return xp.mean(xp.log(xp.sum(xp.exp(s), axis=-1)) - picked)
 
 

@@ -68,9 +68,9 @@ class Trainer:
         cos, sin = (mx.array(a, self.dtype) for a in model.rotations(config))
         names: dict[str, Any] = dict(rope=(cos, sin), config=config, ops=ops)
         self._plain_loss = partial(model.loss, **names)
-        self._loss = mx.compile(lambda params, tokens: self._plain_loss(self._tree(params), tokens))
-        self._logits = mx.compile(lambda params, tokens: model.logits(self._tree(params), tokens, **names))
-        self._step = mx.compile(self._take_step)
+        self._loss = jit(lambda params, tokens: self._plain_loss(self._tree(params), tokens))
+        self._logits = jit(lambda params, tokens: model.logits(self._tree(params), tokens, **names))
+        self._step = jit(self._take_step)
 
     def step(self, tokens: np.ndarray, lr: float) -> mx.array:
         """The loss () of tokens (b, context + 1) before the step that it takes, NaN where the gradient is not finite.
@@ -153,6 +153,11 @@ def make_parts(
 def counts(optimizer: Optimizer, name: str, array: mx.array) -> bool:
     """Whether torch keeps a `step` for this parameter: AdamW's own ones do."""
     return isinstance(optimizer, AdamW) or (isinstance(optimizer, Zeta) and route(name, array.shape)[0] == "adamw")
+
+
+def jit(function: Any) -> Any:
+    """The function compiled, on a GPU. On the CPU MLX 0.32 calls a C++ compiler for that, half a minute a model."""
+    return mx.compile(function) if mx.default_device() == mx.Device(mx.gpu) else function
 
 
 def use_device(name: str | None, dtype: str) -> None:

@@ -16,7 +16,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 }
 DEFAULTS: dict[str, Any] = dict(
     data=None, tokenizer=None, vocab=None, tied=False, weight_decay=0.1, seed=0, backend="auto", device=None,
-    dtype="float32", eval_every=50, sample=300, step=0, prompt="\n",
+    dtype="float32", eval_every=50, sample=300, step=0, prompt="\ndef ",
 )  # fmt: skip
 SHAPE = ["layers", "width", "heads", "kv_heads", "context", "vocab", "tied"]
 PLACE = ["out", "resume", "size", "backend", "device"]  # may differ after every resume, so are not kept

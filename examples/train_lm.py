@@ -19,16 +19,18 @@ from zeta import checkpoint
 VALIDATION = 1 << 15  # tokens that a validation looks at
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """The exit status: 0, 2 after bad input, 130 after Ctrl-C."""
-    given = vars(settings.parser().parse_args())
+    given = vars(settings.parser().parse_args(arguments))
     try:
         return train(given)
     except KeyboardInterrupt:
         message, status = "stopped at once; a checkpoint that was there is as it was", 130
-    except (ValueError, OSError, ImportError) as error:
-        message, status = " ".join(str(error).split()), 2
-    print(f"train_lm: {message}", file=sys.stderr)
+    except OSError as error:
+        message, status = f"{error}: check that path and the room on its disk, or choose another --out", 2
+    except (ValueError, ImportError) as error:
+        message, status = str(error), 2
+    print(f"train_lm: {' '.join(message.split())}", file=sys.stderr)
     return status
 
 

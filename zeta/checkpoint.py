@@ -28,7 +28,7 @@ def save(path: Path, arrays: Arrays, settings: Mapping[str, Any]) -> None:
         if not np.isfinite(array).all():
             raise ValueError(f"{name} holds NaN or infinity, so {path} was left as it was: resume from it, lower lr")
     header = {"format": FORMAT, "version": str(VERSION), "settings": json.dumps(settings)}
-    content = serialize({name: np.ascontiguousarray(array) for name, array in arrays.items()}, header)
+    content = serialize({name: np.asarray(array, order="C") for name, array in arrays.items()}, header)
     part = path.with_name(f".{path.name}.part")  # in the same folder, for a rename that is atomic
     try:
         with part.open("wb") as file:

@@ -1,0 +1,136 @@
+"""A checkpoint comes back as it was, or is refused; a failed or killed save costs nothing."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from zeta import checkpoint
+
+ARRAYS = {
+    "layer.weight": np.arange(6, dtype=np.float32).reshape(2, 3) / 7,
+    "optimizer.exp_avg.layer.weight": np.full((2, 3), 1e-300),
+    "optimizer.step.layer.weight": np.array(7, np.float32),
+}
+SETTINGS = {"step": 7, "lr": 0.1, "betas": [0.95, 0.99], "data": None}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    checkpoint.save(tmp_path / "a.safetensors", ARRAYS, SETTINGS)
+    return tmp_path / "a.safetensors"
+
+
+def assert_same(path: Path) -> None:
+    arrays, settings = checkpoint.load(path)
+    assert settings == SETTINGS and arrays.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        assert arrays[name].dtype == array.dtype and arrays[name].shape == array.shape
+        np.testing.assert_array_equal(arrays[name], array)
+
+
+def test_comes_back_as_it_was(path: Path) -> None:
+    assert_same(path)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_transposed_arrays_keep_their_values(path: Path) -> None:
+    checkpoint.save(path, {"a": ARRAYS["layer.weight"].T}, {})
+    np.testing.assert_array_equal(checkpoint.load(path)[0]["a"], ARRAYS["layer.weight"].T)
+
+
+def test_is_plain_safetensors(path: Path) -> None:
+    np.testing.assert_array_equal(load_file(path)["layer.weight"], ARRAYS["layer.weight"])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])
+def test_cut_short_is_refused(path: Path, share: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(ValueError, match="cut short"):
+        checkpoint.load(path)
+
+
+def test_foreign_files_are_refused(path: Path) -> None:
+    path.write_bytes(b"PK\x03\x04 a pickle in a zip, say" * 9)
+    with pytest.raises(ValueError, match="no safetensors file"):
+        checkpoint.load(path)
+    save_file(ARRAYS, path)
+    with pytest.raises(ValueError, match="no checkpoint of zeta's"):
+        checkpoint.load(path)
+    save_file(ARRAYS, path, {"format": "zeta", "version": "999", "settings": "{}"})
+    with pytest.raises(ValueError, match="install a newer zeta"):
+        checkpoint.load(path)
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+        checkpoint.load(path.parent / "b")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_broken_numbers_do_not_replace_good_ones(path: Path, value: float) -> None:
+    with pytest.raises(ValueError, match=r"b holds NaN or infinity"):
+        checkpoint.save(path, ARRAYS | {"b": np.array([1.0, value])}, SETTINGS)
+    assert_same(path)
+
+
+@contextmanager
+def disk_of(size: int) -> Iterator[None]:
+    """Files end at `size` bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_costs_nothing(path: Path) -> None:
+    with disk_of(10_000), pytest.raises(OSError, match="could not be written, and is as it was: "):
+        checkpoint.save(path, {"a": np.zeros(10_000)}, SETTINGS)
+    assert_same(path)
+    assert list(path.parent.iterdir()) == [path]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from zeta import checkpoint
+
+def kill(*args):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+moment, path = sys.argv[1], Path(sys.argv[2])
+replace = os.replace
+if moment == "while writing":
+    opened = Path.open
+    def half(self, mode):
+        with opened(self, mode) as file:
+            file.write(b"half of it")
+        kill()
+    Path.open = half
+elif moment == "before the rename":
+    os.replace = kill
+else:
+    os.replace = lambda *args: (replace(*args), kill())
+checkpoint.save(path, {"new": np.ones(3)}, {"step": 8})
+"""
+
+
+@pytest.mark.parametrize("moment", ["while writing", "before the rename", "after the rename"])
+def test_killed_while_saving(path: Path, moment: str) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, moment, str(path)], env=os.environ, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    if moment == "after the rename":
+        assert checkpoint.load(path)[1] == {"step": 8}
+    else:
+        assert_same(path)
+    checkpoint.save(path, ARRAYS, SETTINGS)  # what the kill left is no hindrance
+    assert list(path.parent.iterdir()) == [path]
