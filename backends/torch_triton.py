@@ -1,0 +1,85 @@
+"""The symmetric product of Newton-Schulz on CUDA: only tiles on and below the diagonal, each stored twice.
+
+Imported only where a kernel is to run.
+"""
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # runs the kernels on a CPU, to test them
+CONFIGS = [  # a small space: the tuning of one (n, k, dtype) takes well under a second and is kept on disk
+    triton.Config({"TILE": 128, "DEPTH": 64}, num_warps=8, num_stages=3),
+    triton.Config({"TILE": 128, "DEPTH": 32}, num_warps=4, num_stages=4),
+    triton.Config({"TILE": 64, "DEPTH": 64}, num_warps=4, num_stages=4),
+]
+
+
+def symmetric(
+    a: Tensor, b: Tensor, c: Tensor | None = None, beta: float = 0.0, alpha: float = 1.0, diagonal: float = 0.0
+) -> Tensor:
+    """alpha a b + beta c + diagonal I (batch, n, n), known to be symmetric, summed in float32 and rounded once.
+
+    a (batch, n, k), b (batch, k, n), c (batch, n, n), any strides, n and k need not divide by the tile. A batch holds
+    at most 65535 matrices, CUDA's limit on a grid's second axis.
+    """
+    batch, n, k = a.shape
+    y = torch.empty(batch, n, n, dtype=a.dtype, device=a.device)
+    if not y.numel():
+        return y
+
+    def grid(config: dict[str, int]) -> tuple[int, int]:
+        tiles = triton.cdiv(n, config["TILE"])
+        return tiles * (tiles + 1) // 2, batch
+
+    given = y if c is None else c
+    strides = (*a.stride(), *b.stride(), *given.stride(), *y.stride())
+    _symmetric[grid](a, b, given, y, n, k, *strides, alpha, beta, diagonal, HAS_C=c is not None)
+    return y
+
+
+@triton.autotune(CONFIGS[-1:] if INTERPRETED else CONFIGS, key=["n", "k"], cache_results=True)
+@triton.jit
+def _symmetric(
+    a, b, c, y, n, k,
+    a_batch, a_row, a_col, b_batch, b_row, b_col, c_batch, c_row, c_col, y_batch, y_row, y_col,
+    alpha, beta, diagonal,
+    HAS_C: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    # Program t has tile (i, j), j <= i, the t-th of the lower triangle by rows: i is the largest with i (i+1)/2 <= t.
+    t = tl.program_id(0)
+    i = ((tl.sqrt(8.0 * t + 1.0) - 1.0) / 2.0).to(tl.int32)
+    i = tl.where(i * (i + 1) // 2 > t, i - 1, i)  # the root was rounded up,
+    i = tl.where((i + 1) * (i + 2) // 2 <= t, i + 1, i)  # or down
+    j = t - i * (i + 1) // 2
+
+    which = tl.program_id(1).to(tl.int64)  # 64-bit offsets: a batch may hold more than 2^31 entries
+    rows = (i * TILE + tl.arange(0, TILE)).to(tl.int64)
+    cols = (j * TILE + tl.arange(0, TILE)).to(tl.int64)
+    depth = tl.arange(0, DEPTH).to(tl.int64)
+
+    a_tile = a + which * a_batch + rows[:, None] * a_row + depth[None, :] * a_col
+    b_tile = b + which * b_batch + depth[:, None] * b_row + cols[None, :] * b_col
+    total = tl.zeros((TILE, TILE), dtype=tl.float32)
+    for start in range(0, k, DEPTH):
+        inside = depth < k - start
+        left = tl.load(a_tile, mask=(rows[:, None] < n) & inside[None, :], other=0.0)
+        right = tl.load(b_tile, mask=inside[:, None] & (cols[None, :] < n), other=0.0)
+        total = tl.dot(left, right, total, input_precision="ieee")
+        a_tile += DEPTH * a_col
+        b_tile += DEPTH * b_row
+
+    lower = (rows[:, None] < n) & (rows[:, None] >= cols[None, :])
+    total *= alpha
+    if HAS_C:
+        old = tl.load(c + which * c_batch + rows[:, None] * c_row + cols[None, :] * c_col, mask=lower, other=0.0)
+        total += beta * old.to(tl.float32)
+    total += tl.where(rows[:, None] == cols[None, :], diagonal, 0.0)
+
+    value = total.to(y.dtype.element_ty)
+    strictly = lower & (rows[:, None] > cols[None, :])  # no entry is stored twice, so the order of stores is free
+    tl.store(y + which * y_batch + rows[:, None] * y_row + cols[None, :] * y_col, value, mask=lower)
+    tl.store(y + which * y_batch + rows[:, None] * y_col + cols[None, :] * y_row, value, mask=strictly)

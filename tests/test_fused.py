@@ -1,0 +1,123 @@
+"""The products and forms under the fused Newton-Schulz, each against float64."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from zeta import COEFFICIENTS, fused
+
+SIZES = [(1, 64, 64), (2, 65, 70), (3, 130, 33), (2, 512, 96), (1, 600, 40)]  # (batch, n, k): both sides of every block
+
+
+def product(a, b, c=None, beta=0.0, alpha=1.0, diagonal=0.0):
+    """What `symmetric` and `multiply` of every backend stand for, in NumPy."""
+    y = alpha * (a @ b) + (0 if c is None else beta * c)
+    return y + diagonal * np.eye(y.shape[-2]) if diagonal else y
+
+
+def operands(batch, n, k):
+    rng = np.random.default_rng(n)
+    x, c = rng.standard_normal((batch, n, k)), rng.standard_normal((batch, n, n))
+    return x, c + c.mT
+
+
+def error(got, want):
+    return np.linalg.norm(got - want) / np.linalg.norm(want)
+
+
+def torch_symmetric(x, c, dtype):
+    torch = pytest.importorskip("torch")
+    from zeta.backends import torch_newton_schulz as backend
+
+    x, c = (torch.tensor(array, dtype=getattr(torch, dtype)) for array in (x, c))
+    return backend.symmetric(x, x.mT, c, 0.5, 2.0, 1.5).double().numpy()
+
+
+def mlx_symmetric(x, c, dtype):
+    mx = pytest.importorskip("mlx.core")
+    from zeta.backends import mlx as backend
+
+    x, c = (mx.array(array.astype(np.float32)).astype(getattr(mx, dtype)) for array in (x, c))
+    return np.array(backend.symmetric(x, x.mT, c, 0.5, 2.0, 1.5).astype(mx.float32), dtype=np.float64)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype, bound", [("float32", 1e-6), ("bfloat16", 6e-3)])
+@pytest.mark.parametrize("symmetric", [torch_symmetric, mlx_symmetric])
+def test_symmetric_is_the_product(symmetric, dtype, bound, size):
+    x, c = operands(*size)
+    got = symmetric(x, c, dtype)
+    assert error(got, product(x, x.mT, c, 0.5, 2.0, 1.5)) < bound
+    assert error(got, product(x, x.mT, c, 0.5, 2.0 * 1.01, 1.5)) > bound  # a coefficient off by 1 % would be seen
+
+
+@pytest.mark.parametrize("name", COEFFICIENTS)
+@pytest.mark.parametrize("shape", [(2, 32, 48), (1, 24, 96)])
+def test_gram_and_direct_form_agree_in_exact_arithmetic(name, shape):
+    x = np.random.default_rng(0).standard_normal(shape)
+    x /= np.linalg.norm(x, axis=(-2, -1), keepdims=True)
+    direct, gram = (form(x, COEFFICIENTS[name], product, product) for form in (fused.direct, fused.gram))
+    assert error(gram, direct) < 1e-11
+
+
+def test_restarts_keep_every_run_of_steps_below_the_slope():
+    for name, coefficients in COEFFICIENTS.items():
+        runs = list(fused.segments(coefficients))
+        assert tuple(step for run in runs for step in run) == coefficients
+        assert all(len(run) == 1 or np.prod([a for a, _, _ in run]) <= fused.RESTART_SLOPE for run in runs)
+        assert len(runs) == 2, name
+    assert [len(run) for run in fused.segments(COEFFICIENTS["jordan"])] == [3, 2]
+
+
+def test_without_a_restart_rank_one_is_lost(monkeypatch):
+    """The control of the restart: float32, five steps on one Gram matrix."""
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((1, 128, 1)) @ rng.standard_normal((1, 1, 512))).astype(np.float32)
+    x /= np.linalg.norm(x)
+
+    def gram(array):
+        return fused.gram(array, COEFFICIENTS["jordan"], single, single)
+
+    def single(*args, **kwargs):
+        return product(*args, **kwargs).astype(np.float32)
+
+    want = fused.gram(x.astype(np.float64), COEFFICIENTS["jordan"], product, product)
+    with_restart = error(gram(x), want)
+    monkeypatch.setattr(fused, "RESTART_SLOPE", float("inf"))
+    assert error(gram(x), want) > 2 * with_restart
+
+
+KERNEL = """
+import sys, numpy as np, torch
+sys.path.insert(0, sys.argv[1])
+from test_fused import operands, product, error
+from zeta.backends.torch_triton import symmetric
+for size in [(1, 64, 64), (2, 65, 70), (3, 128, 96), (2, 130, 33)]:
+    for dtype, bound in [(torch.float32, 1e-6), (torch.float16, 1e-3)]:  # its interpreter has no bfloat16 products
+        x, c = operands(*size)
+        want = product(x, x.mT, c, 0.5, 2.0, 1.5)
+        xt, ct = torch.tensor(x, dtype=dtype), torch.tensor(c, dtype=dtype)
+        spread = torch.zeros(size[0], size[1], 2 * size[2], dtype=dtype)[:, :, ::2].copy_(xt)  # every other column
+        turned = xt.mT.contiguous().mT  # stored by columns
+        for left in (xt, spread, turned):
+            y = symmetric(left, left.mT, ct.mT, 0.5, 2.0, 1.5)
+            assert torch.equal(y, y.mT)
+            assert error(y.double().numpy(), want) < bound, (size, dtype)
+            wrong = symmetric(left, left.mT, ct.mT, 0.5, 2.0 * 1.01, 1.5)
+            assert error(wrong.double().numpy(), want) > bound, "the control was not caught"
+        plain = symmetric(xt, xt.mT).double().numpy()
+        assert error(plain, product(x, x.mT)) < bound
+assert symmetric(torch.empty(0, 8, 8), torch.empty(0, 8, 8)).shape == (0, 8, 8)
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_the_triton_kernel_in_its_interpreter():
+    """In a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
+    command = [sys.executable, "-c", KERNEL, os.path.dirname(__file__)]
+    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
