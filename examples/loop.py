@@ -16,9 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from zeta import checkpoint
 
 FILE = "checkpoint.safetensors"
-COLUMNS = (
-    "step {task.completed}/{task.total}  loss {task.fields[loss]:.3f}  lr {task.fields[lr]:.1e}  {task.fields[rate]}"
-)
+COLUMNS = "step {task.completed}/{task.total}  {task.description}"
 
 
 class Loop:
@@ -28,8 +26,7 @@ class Loop:
         self.trainer, self.s, self.out, self.train, self.validation = trainer, s, out, train, validation
         self.stop = False
         self.progress = Progress(TextColumn(COLUMNS), BarColumn(None), TimeRemainingColumn())
-        start = dict(loss=math.nan, lr=0.0, rate="")
-        self.task = self.progress.add_task("", total=s["steps"], completed=s["step"], **start)
+        self.task = self.progress.add_task("", total=s["steps"], completed=s["step"])
         self.speed = 0.0
 
     def run(self) -> bool:
@@ -43,9 +40,10 @@ class Loop:
                     batch = text.batch(self.train, step, s["batch"], s["context"] + 1, s["seed"])
                     pending, late = (step, lr, start, self.trainer.step(batch, lr)), pending
                     self._read(late, start)
-                    if self.stop or step % s["eval_every"] == 0 or step == s["steps"]:
+                    due = step % s["eval_every"] == 0 or step == s["steps"]
+                    if self.stop or due:
                         self._read(pending)
-                        pending = self._save(step)
+                        pending = self._save(step, validate=due)
                     if self.stop:
                         return False
         finally:
@@ -64,20 +62,25 @@ class Loop:
         if pending is None:
             return
         step, lr, start, loss = *pending[:3], float(pending[3])
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the loss or the gradient of step {step} is not finite: choose a lower --lr than {self.s['lr']} "
-                f"or a longer --warmup; the last checkpoint, of step {self.s['step']}, is as it was"
-            )
+        self._check(step, loss)
         rate = self.s["batch"] * self.s["context"] / ((end or perf_counter()) - start)
         self.speed = 0.9 * self.speed + 0.1 * rate if self.speed else rate
         self.journal.write(step=step, loss=loss, lr=lr, tokens_per_second=round(rate, 1))
-        self.progress.update(self.task, completed=step, loss=loss, lr=lr, rate=f"{self.speed:,.0f} tokens/s")
+        shown = f"loss {loss:.3f}  lr {lr:.1e}  {self.speed:,.0f} tokens/s"
+        self.progress.update(self.task, completed=step, description=shown)
 
-    def _save(self, step: int) -> None:
-        """Validates, unless the user waits for the end, and writes the checkpoint."""
-        if not self.stop:
+    def _check(self, step: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss or the gradient of step {step} is not finite: choose a lower --lr than {self.s['lr']} or a "
+                f"longer --warmup; what was saved, up to step {self.s['step']}, is as it was"
+            )
+
+    def _save(self, step: int, validate: bool) -> None:
+        """Writes the checkpoint, after a validation where one is due."""
+        if validate:
             loss = self._validate()
+            self._check(step, loss)
             self.journal.write(step=step, val_loss=loss)
             self.progress.console.print(f"step {step:5}  validation loss {loss:.4f}", highlight=False)
         self.journal.flush()

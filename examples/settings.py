@@ -96,6 +96,8 @@ def merge(given: dict[str, Any], saved: dict[str, Any] | None = None) -> dict[st
             )
     optimizer = OPTIMIZERS[(saved or given).get("optimizer", "zeta")]
     settings = DEFAULTS | dict(optimizer="zeta") | size | optimizer | (saved or {}) | given
+    for name in ("data", "tokenizer"):  # as JSON can keep them, and whatever folder the run goes on from
+        settings[name] = settings[name] and str(Path(settings[name]).resolve())
     settings.setdefault("warmup", max(10, settings["steps"] // 100))
     for name in ("steps", "batch", "eval_every"):
         if settings[name] < 1:

@@ -41,7 +41,7 @@ def train(given: dict[str, Any]) -> int:
     library = zeta.backend(s["backend"]).__name__.rpartition(".")[2]
     source = text.load(s["data"] and Path(s["data"]))
     out.mkdir(parents=True, exist_ok=True)
-    words = tokens.choose(out, s["tokenizer"], s["vocab"], source.train, resume=bool(saved))
+    words = tokens.choose(out, s["tokenizer"] and Path(s["tokenizer"]), s["vocab"], source.train, resume=bool(saved))
     config = model.Config(**{name: s[name] for name in settings.SHAPE} | {"vocab": words.size})
     trainer = make_trainer(library, config, s)
     parts = [words.encode(part) for part in source]

@@ -157,5 +157,5 @@ def test_nest_and_flatten_are_inverse() -> None:
     "sizes", [dict(heads=3), dict(width=20), dict(kv_heads=3), dict(layers=0), dict(heads=16), dict(width=-16)]
 )
 def test_sizes_that_do_not_divide_are_refused(sizes: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="divi|at least 1|evenly"):
+    with pytest.raises(ValueError, match=r"divi|at least 1|evenly"):
         model.Config(**{**CONFIG.__dict__, **sizes})

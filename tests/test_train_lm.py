@@ -1,0 +1,322 @@
+"""The training script from outside: what it writes, that a resumed run is the uninterrupted one, and how it refuses."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import journal
+import numpy as np
+import pytest
+import text
+import train_lm
+from loop import FILE, learning_rate
+
+from zeta import checkpoint
+
+EXAMPLES = Path(train_lm.__file__).parent
+SIZES = "--layers 1 --width 16 --heads 2 --kv-heads 1 --context 16 --batch 2"
+SHORT = f"{SIZES} --steps 8 --eval-every 3 --sample 5 --device cpu"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("train_lm", "model", "text", "loop", "settings", "tokens"):
+        (folder / f"{name}.txt").write_bytes((EXAMPLES / f"{name}.py").read_bytes())
+    return folder
+
+
+@pytest.fixture(params=["torch", "mlx"])
+def backend(request: pytest.FixtureRequest) -> str:
+    pytest.importorskip(request.param if request.param == "torch" else "mlx.core")
+    return str(request.param)
+
+
+def run(out: Path, data: Path, flags: str = "", backend: str = "torch") -> int:
+    fixed = ["--out", str(out), "--data", str(data), "--backend", backend]
+    return train_lm.main([*fixed, *SHORT.split(), *flags.split()])
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    """What two runs must agree on: all but the speed."""
+    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in journal.read(out / "metrics.jsonl")]
+
+
+def assert_same_run(out: Path, whole: Path) -> None:
+    """Bit for bit: every loss, every parameter, every moment."""
+    assert lines(out) == lines(whole)
+    got, want = checkpoint.load(out / FILE), checkpoint.load(whole / FILE)
+    assert got[1] == want[1]
+    assert got[0].keys() == want[0].keys()
+    for name, array in want[0].items():
+        np.testing.assert_array_equal(got[0][name], array)
+
+
+def test_writes_all_it_promises(tmp_path: Path, data: Path, backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, data, backend=backend) == 0
+    written = journal.read(tmp_path / "metrics.jsonl")
+    steps = [line for line in written if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 9))
+    assert all(line.keys() == {"step", "loss", "lr", "tokens_per_second"} for line in steps)
+    assert [line["step"] for line in written if "val_loss" in line] == [3, 6, 8]
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE, "loss.png", "metrics.jsonl"]
+    shown = capsys.readouterr().out
+    assert "validation loss" in shown and "tokens/s" in shown and "def " in shown
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, backend: str, moments: list[int], number: int = signal.SIGINT) -> None:
+    """Sends the signal in each of these calls of the trainer's `step`."""
+    trainer = pytest.importorskip(f"on_{backend}").Trainer
+    take, calls = trainer.step, iter(range(1, 100))
+
+    def step(self: Any, tokens: np.ndarray, lr: float) -> Any:
+        if next(calls) in moments:
+            os.kill(os.getpid(), number)
+        return take(self, tokens, lr)
+
+    monkeypatch.setattr(trainer, "step", step)
+
+
+@pytest.mark.parametrize("optimizer", ["zeta", "adamw", "muon"])
+def test_interrupted_and_resumed_is_uninterrupted(
+    tmp_path: Path, data: Path, backend: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = f"--optimizer {optimizer}"
+    assert run(tmp_path / "whole", data, flags, backend) == 0
+    interrupt(monkeypatch, backend, [1, 4, 6])
+    out = tmp_path / "parts"
+    assert run(out, data, flags, backend) == 130
+    for status in (130, 130, 0, 0):  # the last one finds nothing left to do
+        assert run(out, data, f"{flags} --resume", backend) == status
+    assert_same_run(out, tmp_path / "whole")
+
+
+def test_sigterm_saves_too(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(monkeypatch, "torch", [5], signal.SIGTERM)
+    assert run(tmp_path, data) == 130
+    assert checkpoint.load(tmp_path / FILE)[1]["step"] == 5
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import loop, on_torch, train_lm
+from zeta import checkpoint
+
+moment, calls = sys.argv[2], iter(range(1, 100))
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if moment == "in a step":
+    step = on_torch.Trainer.step
+    on_torch.Trainer.step = lambda *args: kill() if next(calls) == 5 else step(*args)
+elif moment == "before the first checkpoint":
+    checkpoint.save = lambda *args: kill()
+elif moment == "in the second save":
+    save = os.fsync
+    os.fsync = lambda *args: kill() if next(calls) == 5 else save(*args)
+elif moment == "after the second save":
+    replace = os.replace
+    os.replace = lambda *args: (replace(*args), next(calls) == 3 and kill())
+train_lm.main(sys.argv[3:])
+"""
+
+
+@pytest.mark.parametrize(
+    "moment", ["in a step", "before the first checkpoint", "in the second save", "after the second save"]
+)
+def test_killed_and_resumed_is_uninterrupted(tmp_path: Path, data: Path, moment: str) -> None:
+    out = tmp_path / "killed"
+    flags = ["--out", str(out), "--data", str(data), *SHORT.split()]
+    done = subprocess.run([sys.executable, "-c", KILLED, str(EXAMPLES), moment, *flags], timeout=100)
+    assert done.returncode == -signal.SIGKILL
+    assert run(out, data, "" if moment == "before the first checkpoint" else "--resume") == 0
+    assert run(tmp_path / "whole", data) == 0
+    assert_same_run(out, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("optimizer", ["zeta", "adamw"])
+@pytest.mark.parametrize("first, then", [("torch", "mlx"), ("mlx", "torch")])
+def test_a_run_can_change_libraries(
+    tmp_path: Path, data: Path, optimizer: str, first: str, then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("mlx.core")
+    assert run(tmp_path / "whole", data, f"--optimizer {optimizer}") == 0
+    interrupt(monkeypatch, first, [4])
+    out = tmp_path / "both"
+    assert run(out, data, f"--optimizer {optimizer}", first) == 130
+    assert run(out, data, "--resume", then) == 0
+    got, want = lines(out), lines(tmp_path / "whole")
+    assert [line["step"] for line in got] == [line["step"] for line in want]
+    for key in ("loss", "val_loss"):
+        values = [[line[key] for line in found if key in line] for found in (got, want)]
+        np.testing.assert_allclose(*values, rtol=1e-5)
+
+
+def test_steps_and_rates_may_change_on_resume(tmp_path: Path, data: Path) -> None:
+    assert run(tmp_path, data, "--steps 3") == 0
+    assert run(tmp_path, data, "--resume --steps 5 --lr 0.002") == 0
+    assert [line["step"] for line in lines(tmp_path) if "loss" in line] == [1, 2, 3, 4, 5]
+    assert checkpoint.load(tmp_path / FILE)[1]["lr"] == 0.002
+
+
+BAD = {
+    "--data /nowhere": "there is no file or folder /nowhere",
+    "--data {empty}": "there is no text in",
+    "--data {blank}": "there is no text in",
+    "--data {short}": "give more text",
+    "--context 100000": "give more text",
+    "--backend mlx --device tpu": "choose --device",
+    "--device tpu": "choose --device",
+    "--device cuda:99": "choose --device",
+    "--width 18": "does not divide",
+    "--heads 2 --kv-heads 3": "cannot share",
+    "--layers 0": "must be at least 1",
+    "--steps 0": "must be at least 1",
+    "--batch -1": "must be at least 1",
+    "--lr nan": "must be finite",
+    "--lr -1": "must be finite",
+    "--seed -1": "must be finite",
+    "--betas 0.9 1.0": "below 1",
+    "--tokenizer /nowhere": "there is no tokenizer",
+    "--tokenizer {short}": "is no tokenizer.json",
+    "--vocab 10": "give more than 256",
+    "--resume": "leave --resume out",
+    "--out {short}": "choose another --out",
+    "--out {short}/below": "choose another --out",
+    "--lr 1e30 --warmup 0": "lower --lr",
+}
+
+
+@pytest.mark.parametrize("flags", BAD)
+def test_bad_input_is_one_line(tmp_path: Path, data: Path, flags: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "blank").write_text("")
+    (tmp_path / "short").write_text("ten bytes.")
+    paths = {name: str(tmp_path / name) for name in ("empty", "blank", "short")}
+    assert run(tmp_path / "out", data, flags.format(**paths)) == 2
+    assert_one_line(capsys, BAD[flags])
+
+
+def assert_one_line(capsys: pytest.CaptureFixture[str], message: str) -> None:
+    error = capsys.readouterr().err
+    assert error.startswith("train_lm: ") and error.count("\n") == 1 and message in error
+
+
+def test_an_absent_library_is_one_line(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("zeta.find_spec", lambda name: None)
+    assert run(tmp_path, data, backend="mlx") == 2
+    assert_one_line(capsys, "mlx is not installed: pip install")
+
+
+SPOILERS = {
+    "": "go on from it with --resume",
+    "--resume --width 32": "one of another model",
+    "--resume --layers 2": "one of another model",
+    "--resume --tied": "one of another model",
+    "--resume --optimizer adamw": "one of another model",
+    "--resume --steps 30 --eval-every 20 --lr 1e30": "lower --lr",
+    "--resume --data {other}": "the text is not",
+    "--resume --device tpu": "choose --device",
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    out = tmp_path_factory.mktemp("trained")
+    assert run(out, data) == 0
+    return out
+
+
+@pytest.mark.parametrize("flags", SPOILERS)
+def test_no_refusal_costs_a_checkpoint(
+    tmp_path: Path, trained: Path, data: Path, flags: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other").write_text("another text " * 1000)
+    before = (trained / FILE).read_bytes()
+    capsys.readouterr()
+    assert run(trained, data, flags.format(other=tmp_path / "other")) == 2
+    assert_one_line(capsys, SPOILERS[flags])
+    assert (trained / FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", None])
+def test_a_spoilt_checkpoint_is_refused(
+    tmp_path: Path, trained: Path, data: Path, content: bytes | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / FILE).write_bytes((trained / FILE).read_bytes()[:-100] if content is None else content)
+    capsys.readouterr()
+    assert run(tmp_path, data, "--resume") == 2
+    assert_one_line(capsys, "cut short")
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, data, "--steps 3") == 0
+    before, soft = (tmp_path / FILE).read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    capsys.readouterr()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, soft[1]))
+    try:
+        assert run(tmp_path, data, "--steps 5 --resume") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+    assert_one_line(capsys, "could not be written, and is as it was")
+    assert (tmp_path / FILE).read_bytes() == before
+    assert run(tmp_path, data, "--steps 5 --resume") == 0
+
+
+def test_a_vocabulary_is_kept_beside_the_run(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tokenizers")
+    assert run(tmp_path / "whole", data, "--vocab 300") == 0
+    assert len(json.loads((tmp_path / "whole/tokenizer.json").read_text())["model"]["vocab"]) == 300
+    interrupt(monkeypatch, "torch", [4])
+    assert run(tmp_path / "parts", data, "--vocab 300") == 130
+    assert run(tmp_path / "parts", data, "--resume") == 0
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+    assert run(tmp_path / "given", data, f"--tokenizer {tmp_path / 'whole/tokenizer.json'}") == 0
+    assert lines(tmp_path / "given") == lines(tmp_path / "whole")
+
+
+def test_whole_files_are_held_out() -> None:
+    source = text.load()
+    assert 0.04 < len(source.validation) / len(source.train) < 0.15
+    files = text.read(Path(os.__file__).parent, "*.py")
+    assert sum(content in source.train for content in files.values() if len(content) > 5000) > 100
+    held_out = [content for content in files.values() if len(content) > 5000 and content in source.validation]
+    assert held_out and not any(content in source.train for content in held_out)
+
+
+def test_the_schedule_rises_and_falls() -> None:
+    rates = [learning_rate(step, dict(lr=1.0, warmup=10, steps=100)) for step in range(1, 101)]
+    assert rates[9] == 1.0 and rates[4] == 0.5
+    assert sorted(rates[9:], reverse=True) == rates[9:] and 0 < rates[-1] < 1e-3
+
+
+def test_runs_from_any_folder(tmp_path: Path, data: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "train_lm.py"), "--data", str(data), *SHORT.split()]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=100)
+    assert (tmp_path / "runs/1" / FILE).exists()
+
+
+def test_runs_are_numbered(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for flags in ([], [], ["--resume"]):
+        assert train_lm.main(["--data", str(data), *SHORT.split(), *flags]) == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["1", "2"]
+
+
+def test_several_runs_in_one_picture(tmp_path: Path, trained: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "plot.py"), str(trained), str(trained), "--out", str(tmp_path / "a.png")]
+    subprocess.run(command, check=True, timeout=100)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
