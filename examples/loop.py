@@ -82,7 +82,8 @@ class Loop:
             loss = self._validate()
             self._check(step, loss)
             self.journal.write(step=step, val_loss=loss)
-            self.progress.console.print(f"step {step:5}  validation loss {loss:.4f}", highlight=False)
+            shown = f"validation loss {loss * self.s['tokens_per_byte']:.4f} nats per byte"
+            self.progress.console.print(f"step {step:5}  {shown}", highlight=False)
         self.journal.flush()
         kept = {name: value for name, value in self.s.items() if name not in settings.PLACE} | {"step": step}
         checkpoint.save(self.out / FILE, self.trainer.arrays(), kept)

@@ -93,6 +93,7 @@ class Trainer:
             part.optimizer.state = state | {"learning_rate": lr * part.scale}
             mine = [model.nest({name: tree[name] for name in part.names}) for tree in (grads, params)]
             new |= model.flatten(part.optimizer.apply_gradients(*mine))
+        new = {name: new[name] for name in params}  # in one order always: the gradient's norm is a sum over them
         return loss + 0 * norm, new, [part.optimizer.state for part in self.parts]
 
     def loss(self, tokens: np.ndarray) -> float:

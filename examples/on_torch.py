@@ -48,6 +48,8 @@ class Trainer:
         ops: model.Operations = FUSED,
     ) -> None:
         self.device, self.dtype = find_device(device), DTYPES[dtype]
+        if (self.device.type, dtype) == ("mps", "float64"):
+            raise ValueError("MPS has no float64: add --device cpu, or choose --dtype float32")
         cuda = self.device.type == "cuda"
         if cuda:  # the same sums in the same order: a resumed run repeats an uninterrupted one
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -107,7 +109,7 @@ class Trainer:
 
     def _put(self, array: np.ndarray, dtype: torch.dtype, exact: bool = False) -> Tensor:
         wide = dtype if exact else torch.promote_types(self.dtype, dtype)
-        return torch.from_numpy(array).to(self.device, wide)
+        return torch.from_numpy(array).to(wide).to(self.device)  # in this order: MPS has no float64
 
     def _tree(self) -> model.Params:
         return model.nest({name: p.to(self.dtype) for name, p in self.params.items()})

@@ -10,9 +10,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "124m": dict(layers=12, width=768, heads=12, kv_heads=6, context=1024, batch=32, steps=10000, vocab=50304),
 }
 OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "zeta": dict(lr=4e-3, betas=[0.95, 0.99]),
-    "adamw": dict(lr=4e-3, betas=[0.9, 0.99]),
-    "muon": dict(lr=4e-3, betas=[0.9, 0.99]),
+    "zeta": dict(lr=6e-3, betas=[0.95, 0.99]),
+    "adamw": dict(lr=6e-3, betas=[0.9, 0.99]),
+    "muon": dict(lr=6e-3, betas=[0.9, 0.99]),
 }
 DEFAULTS: dict[str, Any] = dict(
     data=None, tokenizer=None, vocab=None, tied=False, weight_decay=0.1, seed=0, backend="auto", device=None,

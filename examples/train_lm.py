@@ -30,6 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
         message, status = f"{error}: check that path and the room on its disk, or choose another --out", 2
     except (ValueError, ImportError) as error:
         message, status = str(error), 2
+    except (MemoryError, RuntimeError) as error:  # torch and MLX tell by the message alone
+        if "alloc" not in str(error):
+            raise
+        message, status = f"out of memory: choose a smaller --batch, --context or --size ({error})", 2
     print(f"train_lm: {' '.join(message.split())}", file=sys.stderr)
     return status
 
@@ -52,6 +56,7 @@ def train(given: dict[str, Any]) -> int:
     print(
         f"{sum(a.size for a in model.init(config, 0).values()):,} parameters, {s['optimizer']} on {library}, in {out}"
     )
+    s["tokens_per_byte"] = len(parts[1]) / len(source.validation)
     validation = text.windows(parts[1], VALIDATION // config.context, config.context + 1)
     finished = Loop(trainer, s, out, parts[0], validation).run()
     from plot import draw  # matplotlib takes a second to import
