@@ -23,5 +23,5 @@ lint: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,mlx,train,test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,mlx,train,integrations,test]'
 	touch $@

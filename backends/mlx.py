@@ -1,19 +1,23 @@
 """Zeta for MLX: a fused Newton-Schulz and an `mlx.optimizers.Optimizer` for all of a model's parameters."""
 
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Mapping
+from itertools import accumulate, pairwise
 from math import prod
 from typing import Any
 
 import mlx.core as mx
 from mlx.optimizers import Optimizer
-from mlx.utils import tree_flatten, tree_map_with_path
+from mlx.utils import tree_map_with_path
 
 from zeta import adamw, core, fused
 from zeta.core import COEFFICIENTS, Coefficients, Hyper
-from zeta.routing import batches, route
+from zeta.layout import Route, batches, join, piece
+from zeta.routing import route
+
+from .mlx_state import VERSION, check_shapes, check_state, leaf, prepare, round_back, tree_flatten, wanted, widen
 
 BLOCK = 64  # rows of a block of a symmetric product on the CPU; smaller ones cost more than they save
+KEYS = ("param", "exp_avg", "exp_avg_sq")
 _DEFAULT = Hyper()
 
 
@@ -64,8 +68,9 @@ def multiply(a: mx.array, b: mx.array, c: mx.array | None = None, beta: float = 
 class Zeta(Optimizer):
     """Zeta for the matrices and AdamW for the rest, in one object: `Zeta(learning_rate=1e-3).update(model, grads)`.
 
-    `zeta.route` decides from each parameter's path and shape. `learning_rate` may be a schedule. Moments are float32.
-    Raises ValueError for values out of range.
+    `routes=zeta.routes(model)` reads the model; without, paths and shapes decide alone. `learning_rate` may be a
+    schedule. Moments are float32; a narrower parameter keeps what rounding took off it, so that no small step is lost.
+    Raises ValueError for values out of range, and for a state that is not of this optimizer or of these parameters.
     """
 
     def __init__(
@@ -75,66 +80,79 @@ class Zeta(Optimizer):
         eps: float = _DEFAULT.eps,
         weight_decay: float = _DEFAULT.weight_decay,
         *,
+        routes: Mapping[str, Route] | None = None,
         coefficients: Coefficients = COEFFICIENTS["jordan"],
         ns_dtype: mx.Dtype | None = None,
     ) -> None:
         Hyper(learning_rate, betas, eps, weight_decay)  # checks the values
         super().__init__()  # type: ignore[no-untyped-call]
+        self.state[VERSION] = mx.array(1)
         self._maybe_schedule("learning_rate", learning_rate)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
-        self.coefficients, self.ns_dtype = coefficients, ns_dtype
+        self.routes, self.coefficients, self.ns_dtype = routes or {}, coefficients, ns_dtype
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """All that there is to save: `mx.save_safetensors(file, dict(tree_flatten(optimizer.state)))`."""
+        return self._state
+
+    @state.setter
+    def state(self, state: dict[str, Any]) -> None:
+        check_state(state, getattr(self, "_state", {}))
+        self._state = state
+
+    def init(self, parameters: Any) -> None:
+        """Zeros for whatever these parameters lack; what is there, as after loading a state, stays."""
+        super().init(parameters)
+        for name, p in tree_flatten(parameters):
+            prepare(leaf(self.state, name), p, self._route(name, p), self.step)
 
     def init_single(self, parameter: mx.array, state: dict[str, mx.array]) -> None:
-        state |= core.init(parameter)
+        """Nothing: `init` knows the path, too."""
 
     def apply_gradients(self, gradients: Any, parameters: Any) -> Any:
         """The parameters after one step, as a tree like `gradients`."""
-        if not self._initialized:
-            self.init(gradients)
+        grads, params = dict(tree_flatten(gradients)), dict(tree_flatten(parameters))
+        routes = {name: self._route(name, params[name]) for name in grads}
+        if any(wanted(params[n], r) - leaf(self.state, n).keys() for n, r in routes.items()):
+            self.init(tree_map_with_path(lambda name, _: params[name], gradients))
+        states = {name: leaf(self.state, name) for name in grads}
+        check_shapes(states, params)
         for name, schedule in self._schedulers.items():
             self.state[name] = schedule(self.step)
         self.state["step"] = self.step + 1
 
         hyper = Hyper(self.learning_rate, self.betas, self.eps, self.weight_decay)
-        grads, params = dict(tree_flatten(gradients)), dict(tree_flatten(parameters))
-        routes = {name: route(name, grad.shape) for name, grad in grads.items()}
-        new = {}
+        wide = {name: widen(params[name], state) for name, state in states.items()}
+        after = self._zeta(hyper, {n: r for n, r in routes.items() if r.treatment == "zeta"}, grads, states, wide)
         for name in (name for name, r in routes.items() if r.treatment == "adamw"):
-            new[name] = self._adamw(hyper, grads[name], self._leaf(name), params[name])
-        for batch in batches({n: (r, params[n].dtype) for n, r in routes.items() if r.treatment == "zeta"}):
-            new |= self._zeta(hyper, batch, grads, params)
+            after[name] = adamw.update(grads[name], states[name], wide[name], hyper)
+        new = {name: round_back(w, params[name], states[name], moments) for name, (w, moments) in after.items()}
         return tree_map_with_path(lambda name, _: new[name], gradients)
 
-    def _zeta(self, hyper: Hyper, batch: dict[str, tuple[int, ...]], grads: Any, params: Any) -> dict[str, mx.array]:
-        """`zeta.core.update` on one stack of same-shape matrices."""
-        states = [self._leaf(name) for name in batch]
+    def _zeta(self, hyper: Hyper, routes: dict[str, Route], grads: Any, states: Any, wide: Any) -> dict[str, Any]:
+        """{name: (param, state)} after `zeta.core.update` on stacks of same-shape matrices."""
+        done: dict[str, dict[str, dict[int, mx.array]]] = {name: {key: {} for key in KEYS} for name in routes}
+        for batch in batches({name: (r, grads[name].dtype) for name, r in routes.items()}):
 
-        def stack(arrays: list[mx.array]) -> mx.array:
-            return mx.concatenate([a.reshape(view) for a, view in zip(arrays, batch.values(), strict=True)])
+            def stack(arrays: Any, batch: Any = batch) -> mx.array:
+                return mx.concatenate([piece(arrays[n], routes[n], i).reshape(v) for (n, i), v in batch.items()])
 
-        def split(stacked: mx.array) -> list[mx.array]:
-            ends = [sum(view[0] for view in list(batch.values())[: i + 1]) for i in range(len(batch) - 1)]
-            return [a.reshape(params[name].shape) for a, name in zip(mx.split(stacked, ends), batch, strict=True)]
+            moments = {key: stack({n: states[n][key] for n, _ in batch}) for key in KEYS[1:]}
+            param, moments = core.update(
+                stack(grads), moments, stack(wide), hyper, lambda x: newton_schulz(x, self.coefficients, self.ns_dtype)
+            )
+            ends = list(accumulate(view[0] for view in batch.values()))[:-1]
+            for key, stacked in {"param": param, **moments}.items():
+                for (name, i), part in zip(batch, mx.split(stacked, ends), strict=True):
+                    done[name][key][i] = part
+        return {name: _joined(found, routes[name], wide[name].shape) for name, found in done.items()}
 
-        grad, param = (stack([tree[name] for name in batch]) for tree in (grads, params))
-        state = {key: stack([s[key] for s in states]) for key in ("exp_avg", "exp_avg_sq")}
-        param, state = core.update(
-            grad, state, param, hyper, lambda x: newton_schulz(x, self.coefficients, self.ns_dtype)
-        )
-        for key, stacked in state.items():
-            for s, array in zip(states, split(stacked), strict=True):
-                s[key] = array
-        return dict(zip(batch, split(param), strict=True))
+    def _route(self, name: str, p: mx.array) -> Route:
+        return self.routes.get(name) or route(name, p.shape)
 
-    def _adamw(self, hyper: Hyper, grad: mx.array, state: dict[str, mx.array], param: mx.array) -> mx.array:
-        before = {**state, "step": self.step.astype(mx.float32) - 1}  # MLX counts steps once for all parameters
-        param, after = adamw.update(grad, before, param, hyper)
-        state |= {key: after[key] for key in state}
-        return param
 
-    def _leaf(self, name: str) -> dict[str, mx.array]:
-        """The state of the parameter with this dotted path."""
-        state: Any = self.state
-        for part in name.split("."):
-            state = state[int(part)] if isinstance(state, list | tuple) else state[part]
-        return state  # type: ignore[no-any-return]
+def _joined(found: dict[str, dict[int, mx.array]], route: Route, shape: tuple[int, ...]) -> tuple[mx.array, Any]:
+    """(param, moments) from {key: {i: piece}}; batches finish the pieces of one parameter in any order."""
+    whole = {key: join([pieces[i] for i in sorted(pieces)], route, shape) for key, pieces in found.items()}
+    return whole.pop("param"), whole

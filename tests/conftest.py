@@ -57,7 +57,12 @@ class TorchRun:
         from zeta.backends.torch import Zeta
 
         self.tensors = {k: torch.nn.Parameter(self.array(p)) for k, p in self.params.items()}
-        self.optimizer = Zeta(self.tensors.items(), **self.options)
+        options = dict(self.options)
+        routes = options.pop("routes", {})  # by name, as MLX's class takes them
+        group = {"params": list(self.tensors.items())}
+        if routes:
+            group["routes"] = [tuple(routes[name]) for name in self.tensors]
+        self.optimizer = Zeta([group], **options)
 
     def array(self, x: np.ndarray) -> Any:
         import torch

@@ -15,7 +15,7 @@ from zeta.routing import route
     [
         ("model.layers.0.self_attn.q_proj.weight", (64, 32)),
         ("model.layers.3.mlp.down_proj.weight", (32, 128)),
-        ("transformer.h.0.attn.c_attn.weight", (96, 32)),
+        ("transformer.h.0.attn.c_proj.weight", (32, 32)),
         ("blocks.2.head.weight", (8, 8)),  # a layer's own head, not the output's
         ("", (8, 8)),
         ("weight", (8, 8)),
@@ -43,10 +43,16 @@ def test_matrices(name, shape):
         ("model.lm_head.weight", (1000, 32), "output head"),  # a peer looks for "head" in the local name only
         ("head.weight", (10, 32), "output head"),
         ("classifier.weight", (10, 32), "output head"),
+        ("fc.weight", (10, 32), "output head"),  # torchvision's ResNet
+        ("head.fc.weight", (10, 32), "output head"),  # timm
+        ("classifier.out_proj.weight", (10, 32), "output head"),  # RoBERTa
+        ("base_model.model.classifier.modules_to_save.default.weight", (10, 32), "output head"),  # PEFT
+        ("_orig_mod.lm_head.weight", (1000, 32), "output head"),  # torch.compile
+        ("layer_scale", (32, 1, 1), "vector"),
     ],
 )
 def test_all_else_goes_to_adamw(name, shape, reason):
-    assert route(name, shape) == ("adamw", (), reason)
+    assert route(name, shape)[:3] == ("adamw", (), reason)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,22 @@ from importlib.util import find_spec
 from types import ModuleType
 
 from zeta.core import COEFFICIENTS, Hyper, init, newton_schulz, update
+from zeta.layout import Route
 from zeta.routing import report, route
+from zeta.tree import routes
 
-__all__ = ["COEFFICIENTS", "Hyper", "backend", "init", "newton_schulz", "report", "route", "update"]
+__all__ = [
+    "COEFFICIENTS",
+    "Hyper",
+    "Route",
+    "backend",
+    "init",
+    "newton_schulz",
+    "report",
+    "route",
+    "routes",
+    "update",
+]
 
 
 def backend(name: str = "auto") -> ModuleType:
