@@ -125,7 +125,9 @@ class Zeta(torch.optim.Optimizer):
             grads = widen(own) if narrow else own
             names: dict[str, Any] = {name: group[name] for name in ("lr", "eps", "weight_decay", "maximize")}
             b1, b2 = group["betas"]
-            adamw(wide, grads, m, v, [], steps, amsgrad=False, fused=True, beta1=b1, beta2=b2, **names)
+            traced = torch.compiler.is_compiling()  # torch.compile, torch 2.13, does not trace into the fused form
+            names |= dict(fused=not traced, foreach=traced, capturable=traced, amsgrad=False)
+            adamw(wide, grads, m, v, [], steps, beta1=b1, beta2=b2, **names)
             if narrow:
                 round_back(some, rests, wide)
 

@@ -14,6 +14,8 @@ from zeta.core import COEFFICIENTS, Coefficients
 
 BLOCK = 256  # rows of a block of a symmetric product; smaller blocks cost more in launches than they save
 KERNEL_ROWS = 1024  # from here the Triton kernel is used; below, published timings on an H100 favour cuBLAS
+# Asked for here, once: torch.compile, torch 2.13, cannot trace the question.
+CPU_HAS_BFLOAT16 = bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 CACHE_BYTES = 1 << 20  # float32 bytes of matrices that a CPU orthogonalises together
 
 
@@ -58,13 +60,8 @@ def working_dtype(x: Tensor) -> torch.dtype:
     if x.dtype == torch.float64:
         return x.dtype
     if x.device.type == "cpu":
-        return torch.bfloat16 if _cpu_has_bfloat16() else torch.float32
+        return torch.bfloat16 if CPU_HAS_BFLOAT16 else torch.float32
     return torch.float16
-
-
-@cache
-def _cpu_has_bfloat16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _chunk(stack: Tensor) -> int:
