@@ -67,6 +67,8 @@ def _layer(name: str, shape: tuple[int, ...], modules: dict[str, Any], per_head:
     """What the name tells, corrected by what the modules around it tell."""
     layer = layer_of(name, shape)
     path = name.rpartition(".")[0]
+    while path not in modules:  # an array in one of MLX's lists
+        path = path.rpartition(".")[0]
     owner, bases = modules[path], {base.__name__ for base in type(modules[path]).__mro__}
     heads, kv_heads, order = _attention(path, modules)
     kind = _kind(layer, path, modules, bases)
@@ -133,8 +135,8 @@ def _transposed(owner: Any, layer: Layer, shape: tuple[int, ...], bases: set[str
 
 def _attention(path: str, modules: dict[str, Any]) -> tuple[int, int, bool | None]:
     """Heads and key-value heads of the nearest module around `path` that has any, and whether q, k, v take turns."""
-    around = [modules[path]] + [modules[path[:i]] for i in range(len(path), -1, -1) if path[i : i + 1] == "."]
-    for module in [*around, modules[""]]:
+    ends = [i for i in range(len(path), 0, -1) if path[i : i + 1] in ("", ".")]
+    for module in [modules[path[:i]] for i in [*ends, 0] if path[:i] in modules]:  # MLX's lists are no modules
         holders = [module, getattr(module, "config", None), getattr(module, "args", None)]
         heads = _number(holders, HEADS)
         if heads:

@@ -1,0 +1,75 @@
+"""Where every parameter of real models goes, name by name, in torch and in MLX."""
+
+import re
+from pathlib import Path
+
+import pytest
+import small_models
+
+import zeta
+from zeta.layout import shapes
+
+TABLES = Path(__file__).with_name("routing_tables.txt")
+
+
+def line(name, r):
+    cut = "x".join(map(str, r.matrices)) if not r.parts else " + ".join("x".join(map(str, s)) for s in shapes(r))
+    return f"{name}  {r.treatment}  {r.reason}" + (f"  {cut}" if cut else "")
+
+
+def table(model):
+    """A line for every parameter; numbered layers are alike, and stand there once."""
+    lines = {}
+    for name, r in zeta.routes(model).items():
+        key = re.sub(r"\.(layers|h|block|blocks)\.\d+\.", r".\1.*.", name)
+        assert lines.setdefault(key, line(key, r)) == line(key, r)
+    return "\n".join(lines.values())
+
+
+def expected():
+    sections = re.split(r"^# ", TABLES.read_text(), flags=re.MULTILINE)[1:]
+    return {title: body.strip() for title, _, body in (section.partition("\n") for section in sections)}
+
+
+@pytest.mark.parametrize("name", small_models.TORCH)
+def test_torch(name):
+    pytest.importorskip("transformers")
+    assert table(small_models.torch_model(name)) == expected()[f"torch {name}"]
+
+
+@pytest.mark.parametrize("name", small_models.MLX)
+def test_mlx(name):
+    pytest.importorskip("mlx_lm")
+    assert table(small_models.mlx_model(name)) == expected()[f"mlx {name}"]
+
+
+def both(name):
+    pytest.importorskip("transformers")
+    pytest.importorskip("mlx_lm")
+    return [zeta.routes(model(name)) for model in (small_models.torch_model, small_models.mlx_model)]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "phi3"])
+def test_torch_and_mlx_agree(name):
+    torch, mlx = both(name)
+    assert {n: r for n, r in torch.items() if n != "lm_head.weight" or n in mlx} == mlx
+
+
+def test_a_mixture_of_experts_agrees():
+    """Transformers fuses gate and up of all experts; mlx-lm keeps two stacks of them."""
+    torch, mlx = both("qwen3_moe")
+    for i in range(2):
+        prefix = f"model.layers.{i}.mlp."
+        fused, down = (torch.pop(f"{prefix}experts.{name}_proj") for name in ("gate_up", "down"))
+        gate, up, own = (mlx.pop(f"{prefix}switch_mlp.{name}_proj.weight") for name in ("gate", "up", "down"))
+        assert down == own and gate == up
+        assert fused.matrices == (2 * gate.matrices[0], *gate.matrices[1:])
+    assert torch == mlx
+
+
+def test_gpt2_agrees_transposed():
+    torch, mlx = both("gpt2")
+    fused, plain = torch["transformer.h.0.attn.c_attn.weight"], mlx["model.h.0.attn.c_attn.weight"]
+    assert shapes(fused) == [(1, 32, 32)] * 3 and shapes(plain) == [(3, 32, 32)]
+    rest = {n.removeprefix("transformer."): r.treatment for n, r in torch.items() if n != "lm_head.weight"}
+    assert rest == {n.removeprefix("model."): r.treatment for n, r in mlx.items()}
