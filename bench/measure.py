@@ -13,25 +13,26 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-SLOW = 2.0  # seconds: what takes longer is timed once a table, not once a round
+SLOW = 2.0  # seconds; a peer whose turn takes longer is timed on one matrix, once
 
 
 def medians(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Seconds of each contender: the median of `rounds` turns, taken in turn after one warm-up each."""
-    times: dict[str, list[float]] = {name: [seconds(run)] for name, run in contenders.items()}
-    quick = [name for name in contenders if times[name][0] < SLOW]
+    times: dict[str, list[float]] = {name: [timed(run)[0]] for name, run in contenders.items()}
+    quick = [name for name in contenders if times[name][0] < 5 * SLOW]
     for name in quick:
         times[name] = []
     for _ in range(rounds):
         for name in quick:
-            times[name].append(seconds(contenders[name]))
+            times[name].append(timed(contenders[name])[0])
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def seconds(run: Callable[[], Any]) -> float:
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that it took, and what it gave."""
     start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    result = run()
+    return time.perf_counter() - start, result
 
 
 def torch_peak(run: Callable[[], Any], device: str) -> int:

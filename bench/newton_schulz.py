@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import SLOW, arguments, medians, plot, seconds, show, torch_peak
+from measure import SLOW, arguments, medians, plot, show, timed, torch_peak
 from safetensors.numpy import load_file
 
 import zeta
@@ -164,20 +164,19 @@ def row(side: Any, shape: tuple[int, int, int], rate: float, rounds: int) -> dic
     x = np.random.default_rng(0).standard_normal(shape)
     stack, one, want = side.array(x), side.array(x[0]), polynomial(x[0])
     peers = side.peers()
-    slow = {name for name, peer in peers.items() if seconds(lambda peer=peer: peer(one)) * shape[0] > SLOW}
+    first = {name: timed(lambda peer=peer: peer(one)) for name, peer in peers.items()}
+    slow = {name: shape[0] * took for name, (took, _) in first.items() if shape[0] * took > SLOW}
     contenders: dict[str, Callable[[], Any]] = {"zeta": lambda: side.ours(stack)}
-    for name, peer in peers.items():
-        turn = [one] if name in slow else list(stack)
-        contenders[name] = lambda peer=peer, turn=turn: [peer(matrix) for matrix in turn]
-    times = medians(contenders, rounds)
-    times |= {name: times[name] * shape[0] for name in slow}
+    for name in peers.keys() - slow.keys():
+        contenders[name] = lambda peer=peers[name]: [peer(matrix) for matrix in stack]
+    times = medians(contenders, rounds) | slow
     gflops = work(shape) / times["zeta"] / 1e9
     cells: dict[str, Any] = {"shape": "x".join(map(str, shape)), "zeta ms": 1e3 * times["zeta"]}
     for name in peers:
         cells[f"{name} ms"] = f"{'~' if name in slow else ''}{1e3 * times[name]:,.1f}"
         cells[f"x {name}"] = times[name] / times["zeta"]
     cells |= {"GFLOP/s": gflops, "share": f"{gflops / rate:.0%}", "error": error(side.numpy(side.ours(stack))[0], want)}
-    cells["Muon's error"] = error(side.numpy(peers["Muon"](one)), want)
+    cells["Muon's error"] = error(side.numpy(first["Muon"][1]), want)
     return cells | {"peak MiB": side.peak(lambda: side.ours(stack)) / 2**20}
 
 

@@ -11,7 +11,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from measure import SLOW, arguments, medians, plot, seconds, show, torch_peak
+from measure import SLOW, arguments, medians, plot, show, timed, torch_peak
 from newton_schulz import muon_float32
 
 import zeta
@@ -103,10 +103,11 @@ def torch_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
         "AdamW alone": partial(wait, torch.optim.AdamW(model(options.layers).values(), fused=True).step),
     }
     one = partial(wait, muon(layer))
-    slow = {"Muon + AdamW"} if seconds(one) * options.layers > 10 * SLOW else set()
-    contenders["Muon + AdamW"] = one if slow else partial(wait, muon(model(options.layers)))
-    times = medians(contenders, options.rounds)
-    times |= {name: times[name] * options.layers for name in slow}
+    took = options.layers * timed(one)[0]
+    slow = {"Muon + AdamW": took} if took > 10 * SLOW else {}
+    if not slow:
+        contenders["Muon + AdamW"] = partial(wait, muon(model(options.layers)))
+    times = medians(contenders, options.rounds) | slow
     routes = {p: (zeta.route(name, tuple(p.shape)), 0) for name, p in parameters.items()}
     stacks = batches({p: r for p, r in routes.items() if r[0].treatment == "zeta"})
     largest = max(sum(map(prod, stack.values())) for stack in stacks)
@@ -115,7 +116,7 @@ def torch_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     if device in ("cpu", "cuda"):
         for n in (options.layers, 2 * options.layers):
             counts[f"kernels, {n} layers"] = kernels(Zeta(model(n).items()), device)
-    return table(times, slow, {"zeta": memory | counts})
+    return table(times, set(slow), {"zeta": memory | counts})
 
 
 def core_loop(parameters: dict[str, Any]) -> Callable[[], None]:
