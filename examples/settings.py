@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 SIZES: dict[str, dict[str, Any]] = {
-    "tiny": dict(layers=4, width=128, heads=4, kv_heads=2, context=256, batch=8, steps=450),
+    "tiny": dict(layers=4, width=128, heads=4, kv_heads=2, context=256, batch=8, steps=500),
     "small": dict(layers=8, width=384, heads=6, kv_heads=2, context=512, batch=16, steps=3000),
     "124m": dict(layers=12, width=768, heads=12, kv_heads=6, context=1024, batch=32, steps=10000, vocab=50304),
 }
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "zeta": dict(lr=6e-3, betas=[0.95, 0.99]),
-    "adamw": dict(lr=6e-3, betas=[0.9, 0.99]),
-    "muon": dict(lr=6e-3, betas=[0.9, 0.99]),
+    "adamw": dict(lr=6e-3, betas=[0.9, 0.95]),
+    "muon": dict(lr=8e-3, betas=[0.9, 0.99]),
 }
 DEFAULTS: dict[str, Any] = dict(
     data=None, tokenizer=None, vocab=None, tied=False, weight_decay=0.1, seed=0, backend="auto", device=None,
