@@ -27,8 +27,8 @@ class Zeta(torch.optim.Optimizer):
 
     `param_groups` reads the model; with `model.named_parameters()` names and shapes decide alone. A group's `treatment`
     ("zeta" or "adamw") overrules them. Moments are float32 or better; a narrower parameter keeps what rounding took off
-    it, so that no small step is lost. Raises ValueError for values out of range, TypeError for sparse or complex
-    gradients, always before anything is changed.
+    it, so that no small step is lost. Each group has its own copy of a tensor `lr`: change `group["lr"]`. Raises
+    ValueError for values out of range, TypeError for sparse or complex gradients, always before anything is changed.
     """
 
     def __init__(
@@ -52,6 +52,8 @@ class Zeta(torch.optim.Optimizer):
         check_group(self.defaults | param_group, known=set(self.defaults))
         super().add_param_group(param_group)
         last = self.param_groups[-1]
+        if isinstance(last["lr"], Tensor):
+            last["lr"] = last["lr"].clone()  # shared, a scheduler that multiplies in place would do so once a group
         try:
             last["routes"] = group_routes(last)
         except ValueError:

@@ -33,9 +33,10 @@ STACK = re.compile(r"expert|switch_mlp|switch_glu|moe")
 CONVOLUTION = re.compile(r"conv|patch_embed")
 LORA = re.compile(r"(^|\.)lora_[abAB](\.|$)")
 LEAF = re.compile(r"^(weight|bias|kernel|scale|gamma|beta|\d+)$")
-# What torch.compile, FSDP, activation checkpoints and PEFT add to a path.
+# What torch.compile, DDP, FSDP, activation checkpoints and PEFT add to a path.
 WRAPPER = re.compile(
-    r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer|original_module|modules_to_save\.\w+)\."
+    r"(^module|\b_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer|original_module"
+    r"|modules_to_save\.\w+)\."
 )
 
 

@@ -1,0 +1,243 @@
+"""torch's `Zeta` where torch.optim.AdamW could stand: schedulers, saved state, scalers, hooks, compiled steps."""
+
+import copy
+import io
+import pickle
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from zeta.backends.torch import Zeta, param_groups  # noqa: E402
+
+schedulers = torch.optim.lr_scheduler
+SCHEDULERS = {
+    "LambdaLR": lambda o: schedulers.LambdaLR(o, lambda t: 0.9**t),
+    "MultiplicativeLR": lambda o: schedulers.MultiplicativeLR(o, lambda t: 0.9),
+    "StepLR": lambda o: schedulers.StepLR(o, 2),
+    "MultiStepLR": lambda o: schedulers.MultiStepLR(o, [2, 4]),
+    "ConstantLR": lambda o: schedulers.ConstantLR(o, 0.5, 3),
+    "LinearLR": lambda o: schedulers.LinearLR(o, 0.5),
+    "ExponentialLR": lambda o: schedulers.ExponentialLR(o, 0.9),
+    "PolynomialLR": lambda o: schedulers.PolynomialLR(o, 6),
+    "CosineAnnealingLR": lambda o: schedulers.CosineAnnealingLR(o, 6),
+    "CosineAnnealingWarmRestarts": lambda o: schedulers.CosineAnnealingWarmRestarts(o, 3),
+    "OneCycleLR": lambda o: schedulers.OneCycleLR(o, 0.1, total_steps=8),  # these two drive betas, too
+    "CyclicLR": lambda o: schedulers.CyclicLR(o, 0.01, 0.1, 3, cycle_momentum=True),
+    "ReduceLROnPlateau": lambda o: schedulers.ReduceLROnPlateau(o, patience=0),
+    "SequentialLR": lambda o: schedulers.SequentialLR(o, [SCHEDULERS["LinearLR"](o), SCHEDULERS["StepLR"](o)], [3]),
+    "ChainedScheduler": lambda o: schedulers.ChainedScheduler([SCHEDULERS["LinearLR"](o), SCHEDULERS["StepLR"](o)]),
+}
+
+
+class Model(torch.nn.Module):
+    """One of each: an embedding, a matrix, a fused matrix, a norm, a bias."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = torch.nn.Embedding(9, 8)
+        self.norm = torch.nn.LayerNorm(8)
+        self.gate_up_proj = torch.nn.Linear(8, 20)
+        self.down = torch.nn.Linear(10, 8)
+
+    def forward(self, ids):
+        gate, up = self.gate_up_proj(self.norm(self.embed(ids))).chunk(2, -1)
+        return self.down(torch.sigmoid(gate) * up)
+
+
+def backward(model, seed=0):
+    ids = torch.randint(9, (12,), generator=torch.Generator().manual_seed(seed))
+    model.zero_grad()
+    loss = (model(ids).float() - 1).square().mean()
+    loss.backward()
+    return loss
+
+
+def train(model, optimizer, steps, start=0):
+    for t in range(start, start + steps):
+        backward(model, t)
+        optimizer.step()
+
+
+def same(a, b):
+    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("tensor", [False, True])
+def test_every_scheduler_drives_lr_and_betas_as_it_drives_adamw(name, tensor):
+    histories = []
+    for make in (Zeta, torch.optim.AdamW):
+        model = Model()
+        lr = torch.tensor(0.05) if tensor else 0.05
+        groups = param_groups(model) if make is Zeta else [{"params": list(model.parameters())}]
+        optimizer = make(groups, lr=lr, betas=(0.9, 0.99))
+        scheduler, history = SCHEDULERS[name](optimizer), []
+        for t in range(6):
+            backward(model, t)
+            optimizer.step()
+            scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
+            history.append((float(optimizer.param_groups[-1]["lr"]), optimizer.param_groups[-1]["betas"]))
+        histories.append(history)
+        assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert histories[0] == histories[1]
+    assert len(set(histories[0])) > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("how", ["file", "pickle", "deepcopy"])
+def test_state_continues_exactly(dtype, how):
+    """torch casts loaded state to the parameter's dtype: moments must not be rounded to bfloat16."""
+    model = Model().to(dtype)
+    optimizer = Zeta(param_groups(model), lr=0.01)
+    train(model, optimizer, 3)
+    if how == "file":
+        twin, file = copy.deepcopy(model), io.BytesIO()
+        torch.save(optimizer.state_dict(), file)
+        other = Zeta(param_groups(twin), lr=1.0)
+        file.seek(0)
+        other.load_state_dict(torch.load(file, weights_only=True))
+    else:
+        copied = (model, optimizer)
+        twin, other = copy.deepcopy(copied) if how == "deepcopy" else pickle.loads(pickle.dumps(copied))
+    train(model, optimizer, 3, start=3)
+    assert not same(model, twin)  # nothing is shared
+    train(twin, other, 3, start=3)
+    assert same(model, twin)
+    kept = {value.dtype for s in other.state.values() for key, value in s.items() if key.startswith("exp_avg")}
+    assert kept == {torch.promote_types(dtype, torch.float32)}
+
+
+def wider():
+    model = Model()
+    model.down = torch.nn.Linear(10, 9)
+    return model
+
+
+def version_99(model):
+    state = trained(model).state_dict()
+    state["param_groups"][0]["version"] = 99
+    return state
+
+
+def trained(model, make=Zeta):
+    optimizer = make(param_groups(model) if make is Zeta else model.parameters(), lr=0.01)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    return optimizer
+
+
+def swapped(model):
+    state = trained(model).state_dict()
+    first = next(iter(state["state"]))
+    state["state"][first] = {"step": torch.ones(()), **state["state"][first]}
+    return state
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: trained(wider()).state_dict(), "another model"),
+        (lambda: trained(Model(), torch.optim.AdamW).state_dict(), "another optimizer"),
+        (lambda: version_99(Model()), "version 99"),
+        (lambda: trained(Model().down).state_dict(), "same model"),
+        (lambda: swapped(Model()), "needs"),
+    ],
+)
+def test_foreign_state_is_refused_and_the_optimizer_left_alone(make, message):
+    model, twin = Model(), Model()
+    optimizer, other = trained(model), trained(twin)
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(make())
+    train(model, optimizer, 2)
+    train(twin, other, 2)
+    assert same(model, twin)
+
+
+def test_a_model_that_changes_dtype_and_back_goes_on():
+    model = Model()
+    optimizer = Zeta(param_groups(model), lr=0.01)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float32):
+        train(model.to(dtype), optimizer, 2)
+        assert all(torch.isfinite(p).all() and p.dtype == dtype for p in model.parameters())
+
+
+def test_grad_scaler_skips_what_overflowed_and_else_changes_nothing():
+    model, twin = Model(), Model()
+    optimizer, other = Zeta(param_groups(model), lr=0.01), Zeta(param_groups(twin), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for t in range(3):
+        model.zero_grad()
+        ids = torch.randint(9, (12,), generator=torch.Generator().manual_seed(t))
+        scaler.scale((model(ids) - 1).square().mean()).backward()
+        if t == 1:
+            model.down.weight.grad[0, 0] = float("inf")
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9)
+        scaler.step(optimizer)
+        scaler.update()
+        if t != 1:
+            train(twin, other, 1, start=t)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_hooks_are_called():
+    model, calls = Model(), []
+    optimizer = Zeta(param_groups(model), lr=0.01)
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    optimizer.register_load_state_dict_post_hook(lambda *_: calls.append("loaded"))
+    train(model, optimizer, 1)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert calls == ["before", "after", "loaded"]
+
+
+def test_parameters_may_be_frozen_and_come_later():
+    model = Model()
+    model.down.requires_grad_(False)
+    before = model.down.weight.clone()
+    optimizer = Zeta(param_groups(model), lr=0.01)
+    train(model, optimizer, 2)
+    assert torch.equal(model.down.weight, before)
+    model.down.requires_grad_(True)
+    extra = torch.nn.Linear(3, 4)
+    optimizer.add_param_group(param_groups(extra, lr=0.5)[0])
+    extra(torch.ones(3)).sum().backward()
+    train(model, optimizer, 1)
+    assert not torch.equal(model.down.weight, before)
+    assert optimizer.param_groups[-1]["lr"] == 0.5
+
+
+def test_a_refused_group_is_not_added():
+    model = Model()
+    optimizer = Zeta(param_groups(model), lr=0.01)
+    with pytest.raises(ValueError, match="do not fit"):
+        late = [("x", torch.nn.Parameter(torch.ones(4, 4)))]
+        optimizer.add_param_group({"params": late, "routes": [("zeta", (1, 3, 4), "")]})
+    assert len(optimizer.param_groups) == 2
+
+
+def test_compiled_step_is_one_graph_equal_to_eager_and_is_not_compiled_again():
+    """Twice: the first step makes the state. Then neither rate nor step count nor betas may compile it again."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    eager, model = Model(), Model()
+    torch._dynamo.reset()
+    runs = [(m, Zeta(param_groups(m), lr=torch.tensor(0.02))) for m in (eager, model)]
+    compiled = torch.compile(lambda: runs[1][1].step(), backend=backend, fullgraph=True)
+    for t in range(6):
+        for (m, optimizer), step in zip(runs, (runs[0][1].step, compiled), strict=True):
+            backward(m, t)
+            step()
+            for group in optimizer.param_groups:
+                group["lr"].mul_(0.9)
+        assert len(graphs) == min(t + 1, 2)
+    for p, q in zip(eager.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
