@@ -85,3 +85,51 @@ def test_the_installed_command_runs():
         [sys.executable, "-c", "import zeta.cli; zeta.cli.main(['parity', '--help'])"], capture_output=True
     )
     assert out.returncode == 0 and b"--control" in out.stdout
+
+
+def test_routing_prints_every_parameter_of_a_function_s_model(capsys, monkeypatch, tmp_path):
+    pytest.importorskip("torch")
+    (tmp_path / "my_model.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.ModuleDict({'lm_head': nn.Linear(3, 5), 'c_attn': nn.Linear(4, 12)})\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["routing", "my_model:make"]) == 0
+    out = capsys.readouterr().out
+    head, bias, fused, _ = [line for line in out.splitlines() if "weight" in line or "bias" in line]
+    assert all(word in head for word in ("lm_head.weight", "5x3", "adamw", "output head"))
+    assert all(word in bias for word in ("lm_head.bias", "vector"))
+    assert all(word in fused for word in ("c_attn.weight", "12x4", "zeta", "3x4x4", "0.2 lr", "query, key, value"))
+
+
+def test_routing_of_a_config(capsys, tmp_path):
+    pytest.importorskip("transformers")
+    config = {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "n_layer": 1,
+        "n_embd": 768,
+        "vocab_size": 50257,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert cli.main(["routing", str(tmp_path / "config.json")]) == 0
+    assert "1x768x768 + 1x768x768 + 1x768x768" in capsys.readouterr().out
+
+
+def test_routing_reports_what_is_ambiguous_and_fails(capsys, monkeypatch, tmp_path):
+    pytest.importorskip("torch")
+    (tmp_path / "fused.py").write_text(
+        "from torch import nn\nmodel = nn.ModuleDict({'query_key_value': nn.Linear(4, 12)})\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["routing", "fused:model"]) == 1
+    assert "ambiguous: query_key_value.weight fuses" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["nonsense", "no.such.module:f", "zeta:no_such_function", "/no/such/config.json"])
+def test_routing_of_no_model_ends_with_status_2(model, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["routing", model])
+    assert exit.value.code == 2
+    assert "usage:" in capsys.readouterr().err

@@ -19,6 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="zeta", description="Zeta, a matrix optimizer: is it right on this machine?")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_parity(commands)
+    _add_routing(commands)
     args = parser.parse_args(argv)
     return int(args.run(args, parser))
 
@@ -32,6 +33,38 @@ def _add_parity(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     names = ("coefficient", "transpose", "axis", "bias")
     command.add_argument("--control", choices=names, help="make one deliberate mistake: the command must then fail")
     command.set_defaults(run=parity)
+
+
+def _add_routing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    about = "Print which of a model's parameters go to Zeta, as which matrices, and which to AdamW."
+    command = commands.add_parser("routing", help=about, description=about)
+    command.add_argument("model", metavar="MODEL", help="package.module:function that makes it, or a config.json")
+    command.add_argument("--per-head", action="store_true", help="every head of query, key and value by itself")
+    command.set_defaults(run=routing)
+
+
+def routing(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """0, or 1 where something about the model was ambiguous."""
+    import warnings
+
+    from rich.console import Console
+
+    from zeta.model import find_model
+    from zeta.routing import report
+    from zeta.tree import read, routes
+
+    try:
+        model = find_model(args.model)
+    except ValueError as error:
+        parser.error(str(error))
+    with warnings.catch_warnings(record=True) as doubts:
+        warnings.simplefilter("always")
+        found = routes(model, per_head=args.per_head)
+    Console(width=None if sys.stdout.isatty() else 160).print(report(read(model)[0].items(), found))
+    mine = [doubt for doubt in doubts if "overrides" in str(doubt.message)]
+    for doubt in mine:
+        print(f"ambiguous: {doubt.message}", file=sys.stderr)
+    return 1 if mine else 0
 
 
 def parity(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

@@ -33,7 +33,7 @@ def routes(model: Any, overrides: Overrides | None = None, *, per_head: bool = F
     value a matrix of its own. What the model leaves open is named in a warning. Raises ValueError for a wish that does
     not fit and for a pattern that nothing matches.
     """
-    arrays, modules = _read(model)
+    arrays, modules = read(model)
     layers = {name: _layer(name, tuple(a.shape), modules, per_head) for name, a in arrays.items()}
     special: dict[int, Layer] = {}  # a table that is embedding and head at once is one parameter with two names
     for name, layer in layers.items():
@@ -45,7 +45,7 @@ def routes(model: Any, overrides: Overrides | None = None, *, per_head: bool = F
     return found
 
 
-def _read(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def read(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Its floating-point arrays and its modules, by path; what is shared stands under each of its names."""
     if hasattr(model, "named_parameters"):
         arrays = dict(model.named_parameters(remove_duplicate=False))

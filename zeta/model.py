@@ -1,0 +1,44 @@
+"""The model that a command line names: a function to call, or a Transformers config."""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+def find_model(source: str) -> Any:
+    """The torch or MLX model of "package.module:function" (called without arguments), or of the path of a Transformers
+    config.json, whose parameters are shapes without memory.
+
+    Raises ValueError, with a remedy, for anything else.
+    """
+    if source.endswith(".json") or Path(source).is_dir():
+        return _from_config(Path(source))
+    module, _, name = source.partition(":")
+    if not name:
+        raise ValueError(f"{source!r} names no model: write package.module:function, or the path of a config.json")
+    sys.path.insert(0, "")  # as `python -m` does: the user's own files
+    try:
+        make: Any = import_module(module)
+        for part in name.split("."):
+            make = getattr(make, part)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{source!r} could not be found: {error}") from error
+    return make if hasattr(make, "parameters") and not isinstance(make, type) else make()
+
+
+def _from_config(path: Path) -> Any:
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"there is no file {file}")
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise ValueError(f"a config.json needs Transformers and torch: pip install transformers ({error})") from error
+    auto: Any = transformers.AutoModel
+    config = transformers.AutoConfig.from_pretrained(str(file))
+    name = next(iter(getattr(config, "architectures", None) or []), "")
+    with torch.device("meta"):
+        make = getattr(transformers, name, None) if name else None
+        return make(config) if make else auto.from_config(config)
