@@ -1,0 +1,206 @@
+"""MLX's `Zeta` where mlx.optimizers.AdamW could stand: saved state, compiled steps, LoRA, quantised layers."""
+
+import numpy as np
+import pytest
+
+mx = pytest.importorskip("mlx.core")
+nn = pytest.importorskip("mlx.nn")
+
+import mlx.optimizers as optim  # noqa: E402
+from mlx.utils import tree_flatten, tree_unflatten  # noqa: E402
+
+import zeta  # noqa: E402
+from zeta.backends.mlx import Zeta  # noqa: E402
+from zeta.parity import assert_close  # noqa: E402
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        mx.random.seed(0)
+        self.embed = nn.Embedding(9, 8)
+        self.layers = [nn.Linear(8, 8) for _ in range(3)]
+        self.norm = nn.LayerNorm(8)
+
+    def __call__(self, ids):
+        x = self.embed(ids)
+        for layer in self.layers:
+            x = x + mx.tanh(layer(x))
+        return self.norm(x)
+
+
+def loss(model, t=0):
+    ids = (mx.arange(12) * (t + 1)) % 9
+    return (model(ids).astype(mx.float32) - 1).square().mean()
+
+
+def train(model, optimizer, steps, start=0):
+    for t in range(start, start + steps):
+        value, grads = nn.value_and_grad(model, loss)(model, t)
+        grads, _ = optim.clip_grad_norm(grads, 1.0)
+        optimizer.update(model, grads)
+        mx.eval(model.parameters(), optimizer.state)
+    return value.item()
+
+
+def flat(model):
+    return {n: np.array(p.astype(mx.float32)) for n, p in tree_flatten(model.parameters())}
+
+
+def assert_same(a, b):
+    for name, want in flat(b).items():
+        assert_close(flat(a)[name], want, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])
+def test_state_in_safetensors_continues_exactly(dtype, tmp_path):
+    model = Model()
+    model.set_dtype(dtype)
+    schedule = optim.cosine_decay(0.05, 10)
+    optimizer = Zeta(schedule)
+    train(model, optimizer, 3)
+    mx.save_safetensors(str(tmp_path / "state.safetensors"), dict(tree_flatten(optimizer.state)))
+    twin, other = Model(), Zeta(schedule)
+    twin.update(model.parameters())
+    other.state = tree_unflatten(list(mx.load(str(tmp_path / "state.safetensors")).items()))
+    other.init(twin.trainable_parameters())  # must not wipe what was loaded
+    train(model, optimizer, 3, start=3)
+    train(twin, other, 3, start=3)
+    assert_same(twin, model)
+    kept = {str(v.dtype) for n, v in tree_flatten(other.state) if "exp_avg" in n}
+    assert kept == {"mlx.core.float32"}
+
+
+def test_a_schedule_and_the_step_count_do_not_compile_again():
+    traces = []
+    runs = []
+    for compiled in (False, True):
+        model, optimizer = Model(), Zeta(optim.cosine_decay(0.05, 10))
+        optimizer.init(model.trainable_parameters())
+        state = [model.state, optimizer.state]
+
+        def step(t, model=model, optimizer=optimizer):
+            traces.append(1)
+            value, grads = nn.value_and_grad(model, loss)(model, t)
+            optimizer.update(model, grads)
+            return value
+
+        take = mx.compile(step, inputs=state, outputs=state) if compiled else step
+        traces.clear()
+        for t in range(6):
+            mx.eval(take(mx.array(t)), state)
+        runs.append((flat(model), len(traces)))
+    (eager, _), (fast, count) = runs
+    assert count == 1
+    for name, want in eager.items():
+        assert_close(fast[name], want, 1e-5)
+
+
+def test_layers_may_thaw_later_and_start_as_new_ones():
+    model, optimizer = Model(), Zeta(0.05, weight_decay=0.0)
+    model.layers[1].freeze()
+    model.norm.freeze()
+    train(model, optimizer, 2)
+    model.unfreeze()
+    before = flat(model)
+    train(model, optimizer, 1)
+    moved = np.abs(flat(model)["norm.bias"] - before["norm.bias"])
+    assert_close(moved, np.full(8, 0.05, "float32"), 1e-3)  # AdamW's first step, whatever the others have taken
+    step = np.sqrt(np.mean((flat(model)["layers.1.weight"] - before["layers.1.weight"]) ** 2))
+    assert_close(step, np.float32(0.2 * 0.05), 1e-3)
+
+
+def test_multi_optimizer():
+    model, alone = Model(), Model()
+    both = optim.MultiOptimizer([Zeta(0.05), Zeta(0.05)], [lambda name, _: "layers.1" in name])
+    single = Zeta(0.05)
+    train(model, both, 3)
+    train(alone, single, 3)
+    for name, want in flat(alone).items():
+        assert_close(flat(model)[name], want, 1e-5)
+    copy = optim.MultiOptimizer([Zeta(0.05), Zeta(0.05)], [lambda name, _: "layers.1" in name])
+    copy.state = tree_unflatten(tree_flatten(both.state))
+    twin = Model()
+    twin.update(model.parameters())
+    train(twin, copy, 1)
+    train(model, both, 1)
+    assert_same(twin, model)
+
+
+def test_quantised_layers_keep_their_packed_weights():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    model.layers[0] = model.layers[0].to_quantized()
+    optimizer = Zeta(0.1)
+    optimizer.init(model.parameters())  # all of them, as people do
+    packed = np.array(model.layers[0].weight)
+    assert not optimizer.state["layers"][0]["weight"]
+    _, grads = nn.value_and_grad(model, lambda model: model(mx.ones((2, 64))).square().mean())(model)
+    optimizer.update(model, grads)
+    assert np.array_equal(np.array(model.layers[0].weight), packed)
+
+
+def test_lora_of_mlx_lm_moves_its_pairs_alone():
+    pytest.importorskip("mlx_lm")
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+    from small_models import mlx_model
+
+    model = mlx_model("llama")
+    model.freeze()
+    linear_to_lora_layers(model, 2, {"rank": 4, "scale": 1.0, "dropout": 0.0})
+    routes = zeta.routes(model)
+    trained = dict(tree_flatten(model.trainable_parameters()))
+    assert {routes[name].reason for name in trained} == {"LoRA pair"}
+    before = flat(model)
+    optimizer = Zeta(0.05, routes=routes)
+    _, grads = nn.value_and_grad(model, lambda model: model(mx.array([[1, 2, 3]])).square().mean())(model)
+    optimizer.update(model, grads)
+    moved = {name for name, after in flat(model).items() if not np.array_equal(after, before[name])}
+    assert moved <= trained.keys() and any("lora_b" in name for name in moved)
+
+
+def other_state(make):
+    model = Model()
+    optimizer = make()
+    optimizer.init(model.trainable_parameters())
+    return optimizer.state
+
+
+def renamed():
+    state = other_state(Zeta)
+    state["zeta_version_99"] = state.pop("zeta_version_1")
+    return state
+
+
+def wider():
+    state = other_state(Zeta)
+    state["layers"][0]["weight"]["exp_avg"] = mx.zeros((9, 9))
+    return state
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: other_state(lambda: optim.AdamW(0.1)), "another optimizer"),
+        (renamed, "version_99"),
+        (wider, "another model"),
+        (lambda: {"weight": {}}, "with a step"),
+    ],
+)
+def test_foreign_state_is_refused_and_the_optimizer_left_alone(make, message):
+    model, twin, optimizer, other = Model(), Model(), Zeta(0.05), Zeta(0.05)
+    train(model, optimizer, 2)
+    train(twin, other, 2)
+    with pytest.raises(ValueError, match=message):
+        optimizer.state = make()
+    train(model, optimizer, 2)
+    train(twin, other, 2)
+    assert_same(model, twin)
+
+
+def test_state_of_other_shapes_is_refused_by_a_fresh_optimizer_before_it_moves_anything():
+    model, optimizer = Model(), Zeta(0.05)
+    optimizer.state = wider()
+    before = flat(model)
+    with pytest.raises(ValueError, match="another model"):
+        train(model, optimizer, 1)
+    assert all(np.array_equal(after, before[name]) for name, after in flat(model).items())
