@@ -95,6 +95,36 @@ def test_half_precision_parameters_keep_float32_moments(new_run, dtype):
         assert_close(run.read()[name], want[name], 0.05, start[name])  # rounding ten times to the parameter's dtype
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_thousand_small_steps_in_half_precision_end_where_float32_does(new_run, dtype):
+    """Each step alone is below half of what bfloat16 can show: rounded away, the loss would not fall at all."""
+    rng = np.random.default_rng(0)
+    x, goal = rng.standard_normal((64, 16)), rng.standard_normal((24, 16))
+    params = {"up.weight": goal + 0.5 * rng.standard_normal(goal.shape), "up.bias": np.ones(24)}
+    start = new_run(params, {}, "bfloat16").read()  # so that all begin at the same numbers
+
+    def error(now):
+        return x @ (now["up.weight"] - goal).T + now["up.bias"]
+
+    losses = {}
+    for kind in ("float32", dtype):
+        run = new_run(start, {"lr": 3e-4, "weight_decay": 0.0}, kind)
+        for _ in range(1000):
+            e = error(run.read()) / len(x)
+            run.step({"up.weight": e.T @ x, "up.bias": e.sum(0)})
+        losses[kind] = np.mean(error(run.read()) ** 2)
+    assert losses["float32"] < 0.9 * np.mean(error(start) ** 2)
+    assert_close(losses[dtype], losses["float32"], 0.02)
+
+
+def test_the_control_without_the_remainder_loses_those_steps(new_run):
+    weight = 1 + np.random.default_rng(0).random((24, 16))
+    run = new_run({"up.weight": weight}, {"lr": 3e-4, "weight_decay": 0.0}, "bfloat16")
+    start = run.read()
+    run.step({"up.weight": np.ones_like(weight)})
+    assert_close(run.read()["up.weight"], start["up.weight"], 0.0)  # nothing to be seen yet
+
+
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20])
 def test_gradients_of_any_size_move_a_matrix_alike(new_run, size):
     """A square of 1e-30 is zero in float32, and of 1e20 infinite: neither may give NaN."""
