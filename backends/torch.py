@@ -87,6 +87,8 @@ class Zeta(torch.optim.Optimizer):
     def _zeta(self, group: dict[str, Any], batch: Batch, routes: dict[Tensor, Route]) -> None:
         """`zeta.core.update` for matrices of one shape, in place; the plain formulas stand beside the lines."""
         (b1, b2), eps, lr = group["betas"], group["eps"], group["lr"]
+        if isinstance(lr, Tensor):
+            lr = lr.to(next(iter(batch))[0].device, non_blocking=True)  # foreach takes no scalar of another device
 
         def pieces(key: str) -> list[Tensor]:
             return [piece(self.state[p][key], routes[p], i) for p, i in batch]
@@ -103,7 +105,8 @@ class Zeta(torch.optim.Optimizer):
         x = stack(m, views, out=g)
         x /= stack(v, views).sqrt_().add_(eps)  # m / (sqrt(v) + eps)
         u = newton_schulz(x, group["coefficients"], group["ns_dtype"])
-        u *= lr * 0.2 * sqrt(u[0].numel()) * moved / (matrix_norm(u) + eps)
+        scale = lr * 0.2 * sqrt(u[0].numel()) * moved / (matrix_norm(u) + eps)
+        u = torch.mul(u, scale, out=x)  # x is free by now, and contiguous, as u is not where it is tall
 
         params = [piece(p, routes[p], i) for p, i in batch]  # views: what is written to them is written to p
         narrow = params[0].dtype != u.dtype

@@ -241,3 +241,30 @@ def test_compiled_step_is_one_graph_equal_to_eager_and_is_not_compiled_again():
         assert len(graphs) == min(t + 1, 2)
     for p, q in zip(eager.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_number_of_operators_does_not_grow_with_the_layers(dtype):
+    """Views and allocations launch no kernel."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        found = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            name = func.__name__.split(".")[0]
+            free = func.is_view or name in ("empty", "empty_like", "promote_types", "_reshape_alias", "_unsafe_view")
+            self.found += not free
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for layers in (2, 6):
+        model = torch.nn.ModuleList([Model().to(dtype) for _ in range(layers)])
+        optimizer = Zeta(param_groups(model), lr=0.01)
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        with Count() as count:
+            optimizer.step()
+        counts.append(count.found)
+    assert counts[0] == counts[1]
