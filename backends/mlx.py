@@ -12,7 +12,7 @@ from mlx.utils import tree_map_with_path
 from zeta import adamw, core, fused
 from zeta.core import COEFFICIENTS, Coefficients, Hyper
 from zeta.layout import Route, batches, join, piece
-from zeta.routing import route
+from zeta.routing import route, warn_of_doubts
 
 from .mlx_state import VERSION, check_shapes, check_state, leaf, prepare, round_back, tree_flatten, wanted, widen
 
@@ -104,8 +104,10 @@ class Zeta(Optimizer):
     def init(self, parameters: Any) -> None:
         """Zeros for whatever these parameters lack; what is there, as after loading a state, stays."""
         super().init(parameters)
+        routes = {name: self._route(name, p) for name, p in tree_flatten(parameters)}
+        warn_of_doubts(routes, "pass routes=zeta.routes(model)")
         for name, p in tree_flatten(parameters):
-            prepare(leaf(self.state, name), p, self._route(name, p), self.step)
+            prepare(leaf(self.state, name), p, routes[name], self.step)
 
     def init_single(self, parameter: mx.array, state: dict[str, mx.array]) -> None:
         """Nothing: `init` knows the path, too."""

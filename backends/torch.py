@@ -60,9 +60,10 @@ class Zeta(torch.optim.Optimizer):
             self.param_groups.pop()  # as it was before
             raise
         if "param_names" not in last and last["treatment"] is None and any(p.ndim > 1 for p in last["params"]):
+            shapes = sorted({tuple(p.shape) for p in last["params"] if p.ndim > 1})
             warnings.warn(
-                "these parameters have no names, so embeddings and output heads cannot be told from other matrices and "
-                "all go to Zeta: pass zeta.backends.torch.param_groups(model), or model.named_parameters()",
+                f"parameters of shapes {shapes} have no names: embeddings and output heads cannot be told from other "
+                "matrices, so all go to Zeta; pass zeta.backends.torch.param_groups(model) or named_parameters()",
                 stacklevel=3,
             )
 

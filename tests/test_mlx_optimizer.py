@@ -204,3 +204,13 @@ def test_state_of_other_shapes_is_refused_by_a_fresh_optimizer_before_it_moves_a
     with pytest.raises(ValueError, match="another model"):
         train(model, optimizer, 1)
     assert all(np.array_equal(after, before[name]) for name, after in flat(model).items())
+
+
+def test_what_a_name_leaves_open_is_reported_and_the_model_decides_it():
+    pytest.importorskip("mlx_lm")
+    from small_models import mlx_model
+
+    model = mlx_model("phi3")
+    with pytest.warns(UserWarning, match=r"qkv_proj\.weight fuses query, key and value.*routes=zeta\.routes\(model\)"):
+        Zeta(0.1).init(model.trainable_parameters())
+    Zeta(0.1, routes=zeta.routes(model)).init(model.trainable_parameters())  # no warning
