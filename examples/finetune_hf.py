@@ -1,0 +1,140 @@
+"""Trains a small Llama with Zeta through Hugging Face's Trainer, or in a loop of your own with Accelerate.
+
+    python examples/finetune_hf.py                         # about 20 seconds on two CPU cores
+    python examples/finetune_hf.py --resume                # goes on from the last checkpoint, also after a kill
+
+The model comes from a config and reads bytes, so that nothing is downloaded; `AutoModelForCausalLM.from_pretrained`
+and your own data set take the same places. There are three ways to hand Zeta over, `--through`:
+
+optimizers  `Trainer(optimizers=(optimizer, scheduler))`. Without it Trainer makes an AdamW of its own and says nothing.
+            The rate and decay are then those given to Zeta: Trainer ignores `learning_rate`, `weight_decay` and `optim`
+            of its arguments. With None for the scheduler it makes the one that its arguments ask for.
+class       `Trainer(optimizer_cls_and_kwargs=...)`, for where the model is not there yet, as with `model_init`. Given
+            the class Zeta itself, Trainer would pass parameters without names: embeddings and head would go to
+            Newton-Schulz, and Zeta warns of it. Given a function that returns a function of the model, as `zeta_class`
+            below, Trainer (5.23) passes the model; an older one takes {"params": param_groups(model), "lr": ...}.
+accelerate  `accelerator.prepare(optimizer)` keeps Zeta inside a wrapper: make it before, from the bare model, whose
+            names it reads. A prepared scheduler moves once a process and step, so its length is counted in both.
+
+A checkpoint holds Zeta's state, unless `save_only_model=True`. Resume with the same `--steps`: they set the schedule.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import text
+import torch
+from accelerate import Accelerator, skip_first_batches
+from torch.utils.data import DataLoader
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+    get_cosine_schedule_with_warmup,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from zeta.backends.torch import Zeta, param_groups
+
+
+def main(arguments: list[str] | None = None) -> list[float]:
+    """The loss of every step."""
+    args = parser().parse_args(arguments)
+    set_seed(0)
+    torch.set_num_threads(1)  # in matrices this small a second thread only waits
+    shape: dict[str, Any] = dict(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=256, hidden_size=64, intermediate_size=192, **shape))
+    data = [{"input_ids": row, "labels": row} for row in windows(args.steps * args.batch, length=64)]
+    train = with_accelerate if args.through == "accelerate" else with_trainer
+    losses = train(args, model, data)
+    print(f"the loss fell from {np.mean(losses[:10]):.2f} to {np.mean(losses[-10:]):.2f} nats a byte")
+    return losses
+
+
+def with_trainer(args: argparse.Namespace, model: LlamaForCausalLM, data: list[dict[str, torch.Tensor]]) -> list[float]:
+    given: dict[str, Any] = {"optimizer_cls_and_kwargs": (zeta_class, {"lr": args.lr})}
+    if args.through == "optimizers":
+        optimizer = Zeta(param_groups(model), lr=args.lr)
+        given = {"optimizers": (optimizer, get_cosine_schedule_with_warmup(optimizer, args.steps // 10, args.steps))}
+    arguments = TrainingArguments(
+        output_dir=str(args.out),
+        max_steps=args.steps,
+        per_device_train_batch_size=args.batch,
+        lr_scheduler_type="cosine",  # this and the next line are read where no scheduler is given
+        warmup_steps=args.steps // 10,
+        save_steps=args.save_every,
+        logging_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    trainer = Trainer(model, arguments, train_dataset=data, **given)
+    trainer.train(resume_from_checkpoint=args.resume)
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+def zeta_class() -> Callable[..., Zeta]:
+    """What Trainer takes for a class: it calls this without arguments, and what comes back with the model."""
+    return lambda model, **options: Zeta(param_groups(model), **options)
+
+
+def with_accelerate(
+    args: argparse.Namespace, model: LlamaForCausalLM, data: list[dict[str, torch.Tensor]]
+) -> list[float]:
+    accelerator = Accelerator()
+    optimizer = Zeta(param_groups(model), lr=args.lr)
+    moves = args.steps * accelerator.num_processes
+    scheduler = get_cosine_schedule_with_warmup(optimizer, moves // 10, moves)
+    loader = DataLoader(data, batch_size=args.batch)  # whose order is random already
+    model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
+    done = load_last(accelerator, args.out) if args.resume else 0
+
+    losses = []
+    for step, batch in enumerate(skip_first_batches(loader, done), done + 1):
+        loss = model(**batch).loss
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        accelerator.print({"step": step, "loss": losses[-1], "learning_rate": scheduler.get_last_lr()[0]})
+        if step % args.save_every == 0:
+            accelerator.save_state(str(args.out / f"checkpoint-{step}"))
+    return losses
+
+
+def load_last(accelerator: Accelerator, out: Path) -> int:
+    """The step of the last checkpoint, which is then in place. Raises ValueError where there is none."""
+    last = get_last_checkpoint(str(out)) if out.exists() else None
+    if last is None:
+        raise ValueError(f"there is no checkpoint in {out}: leave --resume out to start anew")
+    accelerator.load_state(last)
+    return int(last.rpartition("-")[2])
+
+
+def windows(count: int, length: int) -> torch.Tensor:
+    """(count, length) bytes of the Python library's own source, each row from anywhere in it."""
+    source = np.frombuffer(text.load().train, np.uint8)
+    return torch.tensor(text.batch(source, 0, count, length, seed=0), dtype=torch.long)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--through", choices=("optimizers", "class", "accelerate"), default="optimizers")
+    p.add_argument("--steps", type=int, default=150, help="of the whole run, before and after a --resume (150)")
+    p.add_argument("--batch", type=int, default=16, help="windows of 64 bytes a step (16)")
+    p.add_argument("--lr", type=float, default=3e-3, help="the highest learning rate (0.003)")
+    p.add_argument("--save-every", type=int, default=50, metavar="STEPS", help="steps between checkpoints (50)")
+    p.add_argument("--out", type=Path, default=Path("runs/finetune_hf"), help="folder of the checkpoints")
+    p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    return p
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The trainers people use, driven by the examples: Zeta reaches them with its routes, a killed run resumes exactly."""
+
+import importlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
+
+import pytest
+
+SHORT = "--steps 12 --batch 4 --save-every 5 --out"
+VIT = "--epochs 3 --batch 64 --width 32 --depth 1 --lr 2e-2 --accelerator cpu --out"
+
+# Sent as `python -c`: the example's main, until Zeta has taken so many steps.
+KILLED_IN_TORCH = """
+import itertools, os, signal, sys, importlib
+from torch.optim.optimizer import register_optimizer_step_post_hook
+steps = itertools.count(1)
+stop = lambda *_: next(steps) == int(sys.argv[2]) and os.kill(os.getpid(), signal.SIGKILL)
+register_optimizer_step_post_hook(stop)
+importlib.import_module(sys.argv[1]).main(sys.argv[3:])
+"""
+KILLED_IN_MLX = """
+import itertools, os, signal, sys, importlib
+example, steps = importlib.import_module(sys.argv[1]), itertools.count(1)
+class Killed(example.Checkpoints):
+    def on_train_loss_report(self, info):
+        super().on_train_loss_report(info)
+        next(steps) == int(sys.argv[2]) and os.kill(os.getpid(), signal.SIGKILL)
+example.Checkpoints = Killed
+example.main(sys.argv[3:])
+"""
+
+
+def load(example: str, *libraries: str) -> Any:
+    """The example's module; a library that is not here is a skip, and fails in CI, which installs them all."""
+    for library in libraries:
+        if not os.environ.get("CI"):
+            pytest.importorskip(library)
+    return importlib.import_module(example)
+
+
+def kill(example: Any, code: str, step: int, arguments: list[str]) -> None:
+    """Runs the example in a process of its own, which SIGKILL ends after this step."""
+    folder = str(Path(example.__file__).parent)
+    command = [sys.executable, "-c", code, example.__name__, str(step), *arguments]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": folder}, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def assert_falls(losses: list[float], by: float) -> None:
+    assert min(losses[-3:]) < losses[0] - by, losses
+
+
+def test_transformers_trainer_resumes(tmp_path: Path) -> None:
+    example = load("finetune_hf", "transformers", "accelerate")
+    whole = example.main([*SHORT.split(), str(tmp_path / "whole")])
+    assert_falls(whole, 0.5)
+    kill(example, KILLED_IN_TORCH, 8, [*SHORT.split(), str(tmp_path / "optimizers")])
+    for other in ("class", "lost"):
+        shutil.copytree(tmp_path / "optimizers", tmp_path / other)
+
+    for through in ("optimizers", "class"):
+        with torch_steps() as taken:
+            resumed = example.main([*SHORT.split(), str(tmp_path / through), "--through", through, "--resume"])
+        assert resumed == whole
+        assert len(taken) == 12 - 5
+
+    (tmp_path / "lost/checkpoint-5/optimizer.pt").unlink()  # so that the comparison can fail
+    lost = example.main([*SHORT.split(), str(tmp_path / "lost"), "--resume"])
+    assert lost[:5] == whole[:5] and lost != whole
+
+
+@contextmanager
+def torch_steps() -> Iterator[list[int]]:
+    """A list that grows by one with every step that a torch optimizer takes."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    taken: list[int] = []
+    handle = register_optimizer_step_post_hook(lambda *_: taken.append(1))
+    yield taken
+    handle.remove()
+
+
+def test_transformers_trainer_takes_the_routes(tmp_path: Path) -> None:
+    example = load("finetune_hf", "transformers", "accelerate")
+    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+    shape = dict(num_hidden_layers=1, num_attention_heads=2, hidden_size=8, intermediate_size=16, vocab_size=11)
+    model = LlamaForCausalLM(LlamaConfig(**shape))
+    arguments = TrainingArguments(str(tmp_path), report_to=[])
+
+    optimizer = Trainer(model, arguments, optimizer_cls_and_kwargs=(example.zeta_class, {"lr": 0.5})).create_optimizer()
+    matrices, others = optimizer.param_groups
+    assert matrices["lr"] == others["lr"] == 0.5
+    assert all("proj" in name for name in matrices["param_names"])
+    assert {"model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"} < set(others["param_names"])
+    with pytest.warns(UserWarning, match="no names"):
+        Trainer(model, arguments, optimizer_cls_and_kwargs=(example.Zeta, {"lr": 0.5})).create_optimizer()
+
+
+def test_accelerate_resumes(tmp_path: Path) -> None:
+    example = load("finetune_hf", "transformers", "accelerate")
+    flags = ["--through", "accelerate", *SHORT.split()]
+    whole = example.main([*flags, str(tmp_path / "whole")])
+    assert_falls(whole, 0.5)
+    kill(example, KILLED_IN_TORCH, 8, [*flags, str(tmp_path / "killed")])
+    assert example.main([*flags, str(tmp_path / "killed"), "--resume"]) == whole[5:]
+
+
+# lightning 2.6.6: with torch 2.13, its advice about worker processes, and what it says of a folder to resume from
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_lightning_resumes(tmp_path: Path) -> None:
+    example = load("lightning_vit", "lightning", "sklearn")
+    whole, accuracy = example.main([*VIT.split(), str(tmp_path / "whole")])
+    assert_falls(whole, 1.0)
+    assert accuracy > 0.5
+    epoch = len(whole) // 3
+    kill(example, KILLED_IN_TORCH, epoch + 5, [*VIT.split(), str(tmp_path / "killed")])
+    assert example.main([*VIT.split(), str(tmp_path / "killed"), "--resume"]) == (whole[epoch:], accuracy)
+
+
+def test_mlx_lm_resumes(tmp_path: Path) -> None:
+    example = load("finetune_mlx_lm", "mlx_lm")
+    for flags in (SHORT.split(), ["--lora", *SHORT.split()]):  # which adapts the weights of the first
+        whole = example.main([*flags, str(tmp_path / "whole")])
+        assert_falls(whole, 0.05 if "--lora" in flags else 0.5)
+        kill(example, KILLED_IN_MLX, 8, [*flags, str(tmp_path / "killed")])
+        assert example.main([*flags, str(tmp_path / "killed"), "--resume"]) == whole[5:]
+
+
+@pytest.mark.parametrize("name", ["finetune_hf", "lightning_vit", "finetune_mlx_lm"])
+def test_there_is_nothing_to_resume(name: str, tmp_path: Path) -> None:
+    example = load(name, "lightning", "sklearn", "mlx_lm", "transformers", "accelerate")
+    with pytest.raises(ValueError, match=r"[Cc]heckpoint|leave --resume out"):
+        example.main(["--resume", "--out", str(tmp_path)])
