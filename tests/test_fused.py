@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from zeta import COEFFICIENTS, fused
+from zeta import COEFFICIENTS, core, fused
 
 SIZES = [(1, 64, 64), (2, 65, 70), (3, 130, 33), (2, 512, 96), (1, 600, 40)]  # (batch, n, k): both sides of every block
 
@@ -53,6 +53,17 @@ def test_symmetric_is_the_product(symmetric, dtype, bound, size):
     got = symmetric(x, c, dtype)
     assert error(got, product(x, x.mT, c, 0.5, 2.0, 1.5)) < bound
     assert error(got, product(x, x.mT, c, 0.5, 2.0 * 1.01, 1.5)) > bound  # a coefficient off by 1 % would be seen
+
+
+def test_norms_of_large_matrices_are_exact_to_rounding():
+    """Sums of millions of float32 terms: one long sum loses 8e-5 in torch and 2e-3 in MLX at this size."""
+    torch, mx = pytest.importorskip("torch"), pytest.importorskip("mlx.core")
+    from zeta.backends.torch_newton_schulz import matrix_norm
+
+    x = np.random.default_rng(0).standard_normal((1024, 4096)).astype(np.float32)
+    want = np.linalg.norm(x.astype(np.float64))
+    for got in (core.frobenius(x), core.frobenius(mx.array(x)), matrix_norm(torch.tensor(x))):
+        assert float(got.item()) == pytest.approx(want, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", COEFFICIENTS)
