@@ -52,7 +52,8 @@ def main(arguments: list[str] | None = None) -> list[float]:
     data = [{"input_ids": row, "labels": row} for row in windows(args.steps * args.batch, length=64)]
     train = with_accelerate if args.through == "accelerate" else with_trainer
     losses = train(args, model, data)
-    print(f"the loss fell from {np.mean(losses[:10]):.2f} to {np.mean(losses[-10:]):.2f} nats a byte")
+    if losses:
+        print(f"the loss went from {np.mean(losses[:10]):.2f} to {np.mean(losses[-10:]):.2f} nats a byte")
     return losses
 
 
