@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from itertools import accumulate, pairwise
-from math import prod
 from typing import Any
 
 import mlx.core as mx
@@ -11,7 +10,7 @@ from mlx.utils import tree_map_with_path
 
 from zeta import adamw, core, fused
 from zeta.core import COEFFICIENTS, Coefficients, Hyper
-from zeta.layout import Route, batches, join, piece
+from zeta.layout import Route, batches, check, join, piece
 from zeta.routing import route, warn_of_doubts
 
 from .mlx_state import VERSION, check_shapes, check_state, leaf, prepare, round_back, tree_flatten, wanted, widen
@@ -29,9 +28,13 @@ def newton_schulz(
     Products run in `dtype`, None for `working_dtype`; the norm is taken in float32. The result has x's dtype, and
     the errors given for `zeta.backends.torch.newton_schulz`.
     """
+    if not mx.issubdtype(x.dtype, mx.floating):
+        raise TypeError(f"x is {x.dtype}, but must be a floating-point array")
+    if 0 in x.shape:
+        return x
     if x.shape[-2] > x.shape[-1]:
         return newton_schulz(x.mT, coefficients, dtype).mT
-    stack = core.normalize(x.astype(mx.result_type(x, mx.array(0.0)))).reshape(prod(x.shape[:-2]), *x.shape[-2:])
+    stack = core.normalize(x.astype(mx.result_type(x, mx.array(0.0)))).reshape(-1, *x.shape[-2:])
     stack = fused.iterate(stack.astype(dtype or working_dtype(x)), coefficients, symmetric, multiply)
     return mx.array(stack.reshape(x.shape), x.dtype)
 
@@ -135,7 +138,7 @@ class Zeta(Optimizer):
     def _zeta(self, hyper: Hyper, routes: dict[str, Route], grads: Any, states: Any, wide: Any) -> dict[str, Any]:
         """{name: (param, state)} after `zeta.core.update` on stacks of same-shape matrices."""
         done: dict[str, dict[str, dict[int, mx.array]]] = {name: {key: {} for key in KEYS} for name in routes}
-        for batch in batches({name: (r, grads[name].dtype) for name, r in routes.items()}):
+        for batch in batches({n: (r, (grads[n].dtype, wide[n].dtype)) for n, r in routes.items()}):
 
             def stack(arrays: Any, batch: Any = batch) -> mx.array:
                 return mx.concatenate([piece(arrays[n], routes[n], i).reshape(v) for (n, i), v in batch.items()])
@@ -151,7 +154,13 @@ class Zeta(Optimizer):
         return {name: _joined(found, routes[name], wide[name].shape) for name, found in done.items()}
 
     def _route(self, name: str, p: mx.array) -> Route:
-        return self.routes.get(name) or route(name, p.shape)
+        """What `routes` says, which must know every parameter; without them, what name and shape say."""
+        if not self.routes:
+            return route(name, p.shape)
+        if name not in self.routes:
+            some = ", ".join(sorted(self.routes)[:3])
+            raise ValueError(f"routes has no {name}, but {some}, ...: pass zeta.routes of this very model")
+        return check(self.routes[name], p.shape)
 
 
 def _joined(found: dict[str, dict[int, mx.array]], route: Route, shape: tuple[int, ...]) -> tuple[mx.array, Any]:

@@ -13,7 +13,7 @@ from zeta.core import COEFFICIENTS, Coefficients, Hyper
 from zeta.layout import Route, batches, piece
 
 from .torch_groups import check_gradients, check_group, group_routes, param_groups
-from .torch_newton_schulz import matrix_norm, newton_schulz
+from .torch_newton_schulz import matrix_norm, newton_schulz, newton_schulz_
 from .torch_state import VERSION, check_state, load_values, prepare, round_back, widen
 
 __all__ = ["Zeta", "newton_schulz", "param_groups"]
@@ -89,7 +89,8 @@ class Zeta(torch.optim.Optimizer):
         """`zeta.core.update` for matrices of one shape, in place; the plain formulas stand beside the lines."""
         (b1, b2), eps, lr = group["betas"], group["eps"], group["lr"]
         if isinstance(lr, Tensor):
-            lr = lr.to(next(iter(batch))[0].device, non_blocking=True)  # foreach takes no scalar of another device
+            device = next(iter(batch))[0].device
+            lr = lr.reshape(()).to(device, non_blocking=True)  # foreach takes no scalar of another device or shape
 
         def pieces(key: str) -> list[Tensor]:
             return [piece(self.state[p][key], routes[p], i) for p, i in batch]
@@ -105,7 +106,7 @@ class Zeta(torch.optim.Optimizer):
         torch._foreach_addcmul_(v, grads, grads, 1 - b2)  # v = b2 v + (1 - b2) g g
         x = stack(m, views, out=g)
         x /= stack(v, views).sqrt_().add_(eps)  # m / (sqrt(v) + eps)
-        u = newton_schulz(x, group["coefficients"], group["ns_dtype"])
+        u = newton_schulz_(x, group["coefficients"], group["ns_dtype"])
         scale = lr * 0.2 * sqrt(u[0].numel()) * moved / (matrix_norm(u) + eps)
         u = torch.mul(u, scale, out=x)  # x is free by now, and contiguous, as u is not where it is tall
 

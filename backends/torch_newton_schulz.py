@@ -3,7 +3,7 @@
 from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
-from math import ceil, inf, prod
+from math import inf
 from typing import cast
 
 import torch
@@ -16,7 +16,7 @@ BLOCK = 256  # rows of a block of a symmetric product; smaller blocks cost more 
 KERNEL_ROWS = 1024  # from here the Triton kernel is used; below, published timings on an H100 favour cuBLAS
 # Asked for here, once: torch.compile, torch 2.13, cannot trace the question.
 CPU_HAS_BFLOAT16 = bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-CACHE_BYTES = 1 << 20  # float32 bytes of matrices that a CPU orthogonalises together
+CACHE_BYTES = 1 << 20  # float32 bytes above which a CPU takes a stack in parts
 
 
 def newton_schulz(
@@ -28,14 +28,21 @@ def newton_schulz(
     Relative error against float64, on Gaussian and on rank-4 input: float32 3e-6 and 5e-5, float16 2e-3 and 7e-2,
     bfloat16 2e-2 and 6e-1 (5 `jordan` steps multiply the rounding of the smallest directions by 485).
     """
-    if x.shape[-2] > x.shape[-1]:
-        return newton_schulz(x.mT, coefficients, dtype).mT
-    stack = x.reshape(prod(x.shape[:-2]), *x.shape[-2:])
-    result = torch.empty_like(stack, memory_format=torch.contiguous_format)
-    for part, out in zip(torch.split(stack, _chunk(stack)), torch.split(result, _chunk(stack)), strict=True):
-        part = normalize(part.to(torch.promote_types(x.dtype, torch.float32))).to(dtype or working_dtype(x))
-        out.copy_(fused.iterate(part, coefficients, symmetric, multiply))
-    return result.view(x.shape)
+    return newton_schulz_(x.clone(memory_format=torch.contiguous_format), coefficients, dtype)
+
+
+def newton_schulz_(x: Tensor, coefficients: Coefficients, dtype: torch.dtype | None = None) -> Tensor:
+    """x (contiguous), overwritten by `newton_schulz(x)`."""
+    if not x.is_floating_point():
+        raise TypeError(f"x is {x.dtype}, but must be a floating-point tensor")
+    if x.numel():
+        stack = x.view(-1, *x.shape[-2:])
+        wide = stack.mT if x.shape[-2] > x.shape[-1] else stack
+        for part in torch.tensor_split(wide, _chunks(wide)):
+            unit = normalize(part.to(torch.promote_types(x.dtype, torch.float32))).to(dtype or working_dtype(x))
+            with torch.autocast(x.device.type, enabled=False):  # it would round the products without a word
+                part.copy_(fused.iterate(unit, coefficients, symmetric, multiply))
+    return x
 
 
 def normalize(x: Tensor) -> Tensor:
@@ -68,12 +75,10 @@ def working_dtype(x: Tensor) -> torch.dtype:
     return torch.float16
 
 
-def _chunk(stack: Tensor) -> int:
-    """How many matrices go together: on a CPU what its caches hold, but never more than 8 chunks; elsewhere all."""
-    if stack.device.type != "cpu":
-        return len(stack)
-    rows, cols = stack.shape[-2:]
-    return max(1, CACHE_BYTES // (4 * rows * cols), ceil(len(stack) / 8))
+def _chunks(stack: Tensor) -> int:
+    """How many parts of the stack are taken one after another: on a CPU up to 4, for its caches; elsewhere one."""
+    size = 4 * stack.numel() // CACHE_BYTES if stack.device.type == "cpu" else 1
+    return max(1, min(size, len(stack), 4))
 
 
 def symmetric(

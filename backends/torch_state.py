@@ -21,7 +21,7 @@ VERSION = 1  # of the state's form
 def prepare(state: dict[str, Tensor], p: Tensor, route: Route) -> None:
     """Zeros for whatever the parameter lacks; what it has is moved to its device."""
     wide = torch.promote_types(p.dtype, torch.float32)
-    if state and state["exp_avg"].device != p.device:
+    if any(value.device != p.device for value in state.values()):
         state.update({name: value.to(p.device) for name, value in state.items()})
     for name in ("exp_avg", "exp_avg_sq"):
         if name not in state:
@@ -67,6 +67,9 @@ def check_state(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> Non
             if saved[name].shape != p.shape:
                 shapes = f"{tuple(saved[name].shape)}, but its parameter {tuple(p.shape)}"
                 raise ValueError(f"the state's {name} has shape {shapes}: it belongs to another model")
+    for group, saved in zip(groups, state_dict["param_groups"], strict=False):
+        if list(map(tuple, saved["routes"])) != list(map(tuple, group["routes"])):
+            raise ValueError("the state is of other matrices: build the optimizer with the routes it was saved with")
 
 
 def load_values(state: dict[Any, Any], groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> None:

@@ -82,7 +82,7 @@ def _text(value: Any) -> str:
         return ""
     if not isinstance(value, float):
         return str(value)
-    return f"{value:.1e}" if 0 < abs(value) < 0.01 else f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
+    return f"{value:.1e}" if 0 < abs(value) < 0.1 else f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
 
 
 def machine(options: argparse.Namespace) -> str:

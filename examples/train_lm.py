@@ -57,7 +57,7 @@ def train(given: dict[str, Any]) -> int:
         f"{sum(a.size for a in model.init(config, 0).values()):,} parameters, {s['optimizer']} on {library}, in {out}"
     )
     s["tokens_per_byte"] = len(parts[1]) / len(source.validation)
-    validation = text.windows(parts[1], VALIDATION // config.context, config.context + 1)
+    validation = text.windows(parts[1], max(1, VALIDATION // config.context), config.context + 1)
     finished = Loop(trainer, s, out, parts[0], validation).run()
     from plot import draw  # matplotlib takes a second to import
 

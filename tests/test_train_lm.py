@@ -193,7 +193,7 @@ BAD = {
     "--out {short}": "choose another --out",
     "--out {short}/below": "choose another --out",
     "--lr 1e30 --warmup 0": "lower --lr",
-    "--width 4000000": "out of memory: choose a smaller",
+    "--width 400000000": "out of memory: choose a smaller",
 }
 
 

@@ -6,6 +6,7 @@ float64 it is the oracle that every backend is held to. Leading axes are a batch
 
 from dataclasses import dataclass
 from math import inf, sqrt
+from numbers import Real
 from typing import Any, Protocol
 
 from array_api_compat import array_namespace
@@ -31,7 +32,7 @@ class Hyper:
     def __post_init__(self) -> None:
         numbers = {"lr": self.lr, "eps": self.eps, "weight_decay": self.weight_decay}
         for name, value in numbers.items():
-            if isinstance(value, int | float) and not 0 <= value < inf:  # an array is left on its device
+            if isinstance(value, Real) and not 0 <= float(value) < inf:  # an array is left on its device
                 raise ValueError(f"{name} is {value!r}, but must be finite and >= 0")
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise ValueError(f"betas is {self.betas!r}, but must be two numbers in [0, 1)")
@@ -40,8 +41,7 @@ class Hyper:
 def init(param: Array) -> State:
     """Zero moments for param (..., rows, cols): float64 where param is, else float32."""
     xp = array_namespace(param)
-    dtype = xp.float64 if param.dtype == xp.float64 else xp.float32
-    return {"exp_avg": xp.zeros_like(param, dtype=dtype), "exp_avg_sq": xp.zeros_like(param, dtype=dtype)}
+    return {name: xp.zeros_like(param, dtype=wide(param)) for name in ("exp_avg", "exp_avg_sq")}
 
 
 def update(
@@ -63,7 +63,7 @@ def update(
     m = b1 * state["exp_avg"] + (1 - b1) * g
     v = b2 * state["exp_avg_sq"] + (1 - b2) * g * g
     x = m / (xp.sqrt(v) + eps)  # coordinate whitening
-    u = (orthogonalize or newton_schulz)(x)  # spectral whitening
+    u = xp.astype((orthogonalize or newton_schulz)(x), x.dtype)  # spectral whitening
     moved = xp.astype(xp.any(g != 0, axis=(-2, -1), keepdims=True), u.dtype)
     scale = lr * 0.2 * sqrt(rows * cols) * moved / (frobenius(u) + eps)  # an update's RMS is lr * 0.2
     w = (1 - lr * hyper.weight_decay) * xp.astype(param, u.dtype) - scale * u
@@ -113,7 +113,8 @@ def newton_schulz(x: Array, coefficients: Coefficients = COEFFICIENTS["jordan"])
     """
     if x.shape[-2] > x.shape[-1]:
         return newton_schulz(x.mT, coefficients).mT
-    x = normalize(x)
+    xp = array_namespace(x)
+    x = xp.astype(normalize(xp.astype(x, wide(x))), x.dtype)  # the norm of a half-precision x may overflow in it
     for a, b, c in coefficients:
         s = x @ x.mT
         x = a * x + (b * s + c * (s @ s)) @ x
@@ -137,6 +138,12 @@ def frobenius(x: Array) -> Array:
     xp = array_namespace(x)
     rows = xp.sum(x * x, axis=-1, keepdims=True)  # one float32 sum of 2048x8192 terms is 1 % off (MLX 0.32 on CPU)
     return xp.sqrt(xp.sum(rows, axis=-2, keepdims=True))
+
+
+def wide(x: Array) -> Any:
+    """float64 for a float64 x, else float32: the dtype of moments and norms."""
+    xp = array_namespace(x)
+    return xp.float64 if x.dtype == xp.float64 else xp.float32
 
 
 def check_shapes(grad: Array, state: State, param: Array) -> None:

@@ -11,9 +11,7 @@ from zeta.core import Array, Coefficients
 Product = Callable[..., Array]
 
 GRAM_ASPECT = 1.5  # cols / rows from which the Gram form needs fewer operations
-GRAM_ROWS = (
-    128  # below, it saves no time worth its rounding (error up to ten times the direct form's in half precision)
-)
+GRAM_ROWS = 128  # below, it saves no time worth its rounding: in half precision up to ten times the direct form's
 # The Gram form starts again before the slope at zero of its steps, the product of their a, exceeds this. Rounding of
 # the smallest singular values grows with its square: at rank 1 in bfloat16, 5 `jordan` steps without a restart lose all
 # (error 2.7e4); with one after the third, the error is the direct form's.

@@ -178,9 +178,8 @@ def class_is_update(target: Target) -> Iterator[Comparison]:
         yield Comparison(f"class = update: {name}", got[name], want[name], TOLERANCE[target.dtype].step, origin)
 
 
-CHECKS: tuple[Callable[[Target], Iterator[Comparison]], ...] = (
-    *(device, newton_schulz, coefficients, invariance, step, class_is_update, core_itself),
-)
+Check = Callable[[Target], Iterator[Comparison]]
+CHECKS: list[Check] = [device, newton_schulz, coefficients, invariance, step, class_is_update, core_itself]
 
 
 @lru_cache

@@ -47,6 +47,8 @@ def route(name: str, shape: tuple[int, ...], layer: Layer | None = None) -> Rout
     `layer` is what its model tells about it; None is `layer_of(name, shape)`.
     """
     layer = layer or layer_of(name, shape)
+    if 0 in shape:
+        return Route("adamw", (), "empty")
     if len(shape) < 2:
         return Route("adamw", (), "vector")
     if layer.kind in ("bias", "norm", "embedding"):
