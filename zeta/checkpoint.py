@@ -1,7 +1,8 @@
 """A run on disk: named arrays and the settings they belong to, in one safetensors file that any library can read.
 
 A parameter is stored under its name, what the optimizer keeps for it as "optimizer.KEY.NAME". Zeta's keys are the same
-in every library (`exp_avg`, `exp_avg_sq`, and for AdamW's parameters `step`), so that a run can change libraries.
+in every library (`exp_avg`, `exp_avg_sq`, for AdamW's parameters `step`, in half precision `remainder`), so that a run
+can change libraries.
 """
 
 import json
