@@ -8,7 +8,7 @@ import mlx.core as mx
 from mlx.optimizers import Optimizer
 from mlx.utils import tree_map_with_path
 
-from zeta import adamw, core, fused
+from zeta import adamw, core, forms
 from zeta.core import COEFFICIENTS, Coefficients, Hyper
 from zeta.layout import Route, batches, check, join, piece
 from zeta.routing import route, warn_of_doubts
@@ -35,7 +35,7 @@ def newton_schulz(
     if x.shape[-2] > x.shape[-1]:
         return newton_schulz(x.mT, coefficients, dtype).mT
     stack = core.normalize(x.astype(mx.result_type(x, mx.array(0.0)))).reshape(-1, *x.shape[-2:])
-    stack = fused.iterate(stack.astype(dtype or working_dtype(x)), coefficients, symmetric, multiply)
+    stack = forms.iterate(stack.astype(dtype or working_dtype(x)), coefficients, symmetric, multiply)
     return mx.array(stack.reshape(x.shape), x.dtype)
 
 

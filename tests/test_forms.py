@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from zeta import COEFFICIENTS, core, fused
+from zeta import COEFFICIENTS, core, forms
 
 SIZES = [(1, 64, 64), (2, 65, 70), (3, 130, 33), (2, 512, 96), (1, 600, 40)]  # (batch, n, k): both sides of every block
 
@@ -55,6 +55,14 @@ def test_symmetric_is_the_product(symmetric, dtype, bound, size):
     assert error(got, product(x, x.mT, c, 0.5, 2.0 * 1.01, 1.5)) > bound  # a coefficient off by 1 % would be seen
 
 
+def test_torch_records_no_gradient_rather_than_a_wrong_one():
+    torch = pytest.importorskip("torch")
+    from zeta.backends.torch import newton_schulz
+
+    x = torch.randn(8, 16, requires_grad=True)
+    assert not newton_schulz(x).requires_grad and not newton_schulz(x * 1.0).requires_grad
+
+
 def test_norms_of_large_matrices_are_exact_to_rounding():
     """Sums of millions of float32 terms: one long sum loses 8e-5 in torch and 2e-3 in MLX at this size."""
     torch, mx = pytest.importorskip("torch"), pytest.importorskip("mlx.core")
@@ -71,17 +79,17 @@ def test_norms_of_large_matrices_are_exact_to_rounding():
 def test_gram_and_direct_form_agree_in_exact_arithmetic(name, shape):
     x = np.random.default_rng(0).standard_normal(shape)
     x /= np.linalg.norm(x, axis=(-2, -1), keepdims=True)
-    direct, gram = (form(x, COEFFICIENTS[name], product, product) for form in (fused.direct, fused.gram))
+    direct, gram = (form(x, COEFFICIENTS[name], product, product) for form in (forms.direct, forms.gram))
     assert error(gram, direct) < 1e-11
 
 
 def test_restarts_keep_every_run_of_steps_below_the_slope():
     for name, coefficients in COEFFICIENTS.items():
-        runs = list(fused.segments(coefficients))
+        runs = list(forms.segments(coefficients))
         assert tuple(step for run in runs for step in run) == coefficients
-        assert all(len(run) == 1 or np.prod([a for a, _, _ in run]) <= fused.RESTART_SLOPE for run in runs)
+        assert all(len(run) == 1 or np.prod([a for a, _, _ in run]) <= forms.RESTART_SLOPE for run in runs)
         assert len(runs) == 2, name
-    assert [len(run) for run in fused.segments(COEFFICIENTS["jordan"])] == [3, 2]
+    assert [len(run) for run in forms.segments(COEFFICIENTS["jordan"])] == [3, 2]
 
 
 def test_without_a_restart_rank_one_is_lost(monkeypatch):
@@ -91,21 +99,21 @@ def test_without_a_restart_rank_one_is_lost(monkeypatch):
     x /= np.linalg.norm(x)
 
     def gram(array):
-        return fused.gram(array, COEFFICIENTS["jordan"], single, single)
+        return forms.gram(array, COEFFICIENTS["jordan"], single, single)
 
     def single(*args, **kwargs):
         return product(*args, **kwargs).astype(np.float32)
 
-    want = fused.gram(x.astype(np.float64), COEFFICIENTS["jordan"], product, product)
+    want = forms.gram(x.astype(np.float64), COEFFICIENTS["jordan"], product, product)
     with_restart = error(gram(x), want)
-    monkeypatch.setattr(fused, "RESTART_SLOPE", float("inf"))
+    monkeypatch.setattr(forms, "RESTART_SLOPE", float("inf"))
     assert error(gram(x), want) > 2 * with_restart
 
 
 KERNEL = """
 import sys, numpy as np, torch
 sys.path.insert(0, sys.argv[1])
-from test_fused import operands, product, error
+from test_forms import operands, product, error
 from zeta.backends.torch_triton import symmetric
 for size in [(1, 64, 64), (2, 65, 70), (3, 128, 96), (2, 130, 33)]:
     for dtype, bound in [(torch.float32, 1e-6), (torch.float16, 1e-3)]:  # its interpreter has no bfloat16 products
