@@ -73,9 +73,7 @@ def parity(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error("--plot needs matplotlib: pip install matplotlib")
     if args.plot and not args.plot.parent.is_dir():
         parser.error(f"--plot {args.plot}: there is no folder {args.plot.parent}: make it first")
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", "1"
-    )  # small matrices: more threads are slower, far slower on a busy machine
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for small matrices more threads are slower
     from zeta.controls import CONTROLS
     from zeta.machine import Absent, targets
     from zeta.parity import run

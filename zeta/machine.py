@@ -174,6 +174,7 @@ def _mlx_target(device: str, dtype: str) -> Target:
     from zeta.backends import mlx as backend
 
     ns_dtype = None if dtype == "auto" else getattr(mx, dtype)
+    outside = mx.default_device()  # where a user's arrays go, which on a machine with a GPU should be there
 
     def array(x: Array, dtype: Array = mx.float32) -> Array:
         return mx.array(x.astype("float32")).astype(dtype)
@@ -198,11 +199,15 @@ def _mlx_target(device: str, dtype: str) -> Target:
         array=lambda x: array(x, ns_dtype or mx.float32),
         wide=array,
         numpy=numpy,
-        used=lambda _: "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu",  # an MLX array has no device
+        used=lambda _: _mlx_device(outside if device == "gpu" else mx.default_device()),  # an array does not tell
         newton_schulz=lambda x, coefficients: backend.newton_schulz(x, coefficients, ns_dtype),
         steps=steps,
         scope=lambda: mx.stream(mx.Device(getattr(mx, device))),
     )
+
+
+def _mlx_device(device: Array) -> str:
+    return "gpu" if "gpu" in str(device) else "cpu"
 
 
 def _apple() -> bool:

@@ -10,12 +10,13 @@ import warnings
 from collections.abc import Iterable, Mapping
 from functools import cache
 from math import prod
-from typing import Any
-
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from zeta.fusion import Layer, fused
 from zeta.layout import Route, check, shapes
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 # Matched with the module that owns the parameter ("embed_tokens" of "model.embed_tokens.weight"), not the whole path:
 # "patch_embeddings.projection" is a projection. Position tables and special tokens are embeddings.
@@ -123,12 +124,14 @@ def warn_of_doubts(routes: Mapping[str, Route], remedy: str) -> None:
         warnings.warn(f"{lines}: {remedy}", stacklevel=4)
 
 
-def report(parameters: Iterable[tuple[str, Any]], routes: Mapping[str, Route] | None = None) -> Table:
+def report(parameters: Iterable[tuple[str, Any]], routes: Mapping[str, Route] | None = None) -> "Table":
     """A rich table of name, shape, treatment, matrices, an update's RMS and the reason for every parameter.
 
     `parameters` are (name, array) pairs, as `model.named_parameters()` or `mlx.utils.tree_flatten(model.parameters())`
     gives them; `routes` is what `zeta.routes(model)` says, None for what the names say: `rich.print(zeta.report(...))`.
     """
+    from rich.table import Table  # not at import: a training run needs none
+
     table = Table("parameter", "shape", "treatment", "matrices", "update RMS", "reason")
     for name, array in parameters:
         shape = tuple(array.shape)
