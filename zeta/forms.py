@@ -57,3 +57,12 @@ def segments(coefficients: Coefficients) -> Iterator[Coefficients]:
             yield coefficients[start:k]
             start, slope = k, a
     yield coefficients[start:]
+
+
+def flops(rows: int, cols: int, coefficients: Coefficients) -> int:
+    """The operations that `iterate` takes for one matrix, each product counted whole: 2 n m k."""
+    n, m = sorted((rows, cols))
+    square, long = 2 * n**3, 2 * n * n * m
+    if n < GRAM_ROWS or m < GRAM_ASPECT * n:
+        return len(coefficients) * (2 * long + square)
+    return sum(2 * long + (4 * len(steps) - 3) * square for steps in segments(coefficients))
