@@ -1,6 +1,8 @@
 """A checkpoint comes back as it was, or is refused; a failed or killed save costs nothing."""
 
+import json
 import os
+import pickle
 import resource
 import signal
 import subprocess
@@ -8,10 +10,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as serialize
 
 from zeta import checkpoint
 
@@ -42,9 +46,14 @@ def test_comes_back_as_it_was(path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_transposed_arrays_keep_their_values(path: Path) -> None:
-    checkpoint.save(path, {"a": ARRAYS["layer.weight"].T}, {})
-    np.testing.assert_array_equal(checkpoint.load(path)[0]["a"], ARRAYS["layer.weight"].T)
+@pytest.mark.parametrize(
+    "array", [ARRAYS["layer.weight"].T, np.arange(3, dtype=">f4"), np.zeros((0, 3)), np.array(True), np.float16([[1]])]
+)
+def test_arrays_of_any_kind_keep_their_values(path: Path, array: np.ndarray) -> None:
+    checkpoint.save(path, {"a": array}, {})
+    found = checkpoint.load(path)[0]["a"]
+    assert found.dtype == array.dtype.newbyteorder("<") and found.shape == array.shape
+    np.testing.assert_array_equal(found, array)
 
 
 def test_is_plain_safetensors(path: Path) -> None:
@@ -59,18 +68,47 @@ def test_cut_short_is_refused(path: Path, share: float) -> None:
         checkpoint.load(path)
 
 
-def test_foreign_files_are_refused(path: Path) -> None:
-    path.write_bytes(b"PK\x03\x04 a pickle in a zip, say" * 9)
-    with pytest.raises(ValueError, match="no safetensors file"):
+HEADER = {"format": "zeta", "version": checkpoint.VERSION, "settings": "{}"}
+BFLOAT16 = {"a": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}  # NumPy has none
+
+
+def raw(header: dict[str, Any]) -> bytes:
+    """A safetensors file of two bytes of data."""
+    written = json.dumps(header).encode()
+    return len(written).to_bytes(8, "little") + written + bytes(2)
+
+
+FOREIGN = {
+    "nothing": (b"", "cut short"),
+    "text": (b"ten bytes, and more", "no safetensors file"),
+    "a pickle": (pickle.dumps(ARRAYS), "no safetensors file"),
+    "safetensors": (serialize(ARRAYS), "no checkpoint of zeta's"),
+    "another program's": (serialize(ARRAYS, {"format": "pt"}), "no checkpoint of zeta's"),
+    "a model in bfloat16": (raw(BFLOAT16), "no checkpoint of zeta's"),
+    "ours in bfloat16": (raw(BFLOAT16 | {"__metadata__": HEADER | {"digest": ""}}), "bfloat16"),
+    "version 1": (serialize(ARRAYS, HEADER | {"version": "1"}), "has version 1, this zeta reads 2 alone"),
+    "version 999": (serialize(ARRAYS, HEADER | {"version": "999"}), "use the zeta that wrote it"),
+    "no digest": (serialize(ARRAYS, HEADER), "its header lacks {'digest'}"),
+    "no settings": (serialize(ARRAYS, {"format": "zeta", "version": "2", "digest": ""}), "its header lacks"),
+    "another's digest": (
+        serialize(ARRAYS, HEADER | {"digest": "f00"}),
+        "altered after it was saved: its digest is 'f00'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_files_are_refused(path: Path, name: str) -> None:
+    content, message = FOREIGN[name]
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
         checkpoint.load(path)
-    save_file(ARRAYS, path)
-    with pytest.raises(ValueError, match="no checkpoint of zeta's"):
-        checkpoint.load(path)
-    save_file(ARRAYS, path, {"format": "zeta", "version": "999", "settings": "{}"})
-    with pytest.raises(ValueError, match="install a newer zeta"):
-        checkpoint.load(path)
-    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
-        checkpoint.load(path.parent / "b")
+
+
+def test_what_is_not_there_is_told(path: Path) -> None:
+    for absent in (path.parent, path.parent / "b"):
+        with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+            checkpoint.load(absent)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -2,12 +2,13 @@
 
 A parameter is stored under its name, what the optimizer keeps for it as "optimizer.KEY.NAME". Zeta's keys are the same
 in every library (`exp_avg`, `exp_avg_sq`, for AdamW's parameters `step`, in half precision `remainder`), so that a run
-can change libraries.
+can change libraries. A digest beside the settings tells a file that was altered since.
 """
 
 import json
 import os
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 
-FORMAT, VERSION = "zeta", 1
+FORMAT, VERSION = "zeta", "2"  # 1 had no digest
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
@@ -28,8 +29,9 @@ def save(path: Path, arrays: Arrays, settings: Mapping[str, Any]) -> None:
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise ValueError(f"{name} holds NaN or infinity, so {path} was left as it was: resume from it, lower lr")
-    header = {"format": FORMAT, "version": str(VERSION), "settings": json.dumps(settings)}
-    content = serialize({name: np.asarray(array, order="C") for name, array in arrays.items()}, header)
+    arrays = {name: np.asarray(a, a.dtype.newbyteorder("<"), order="C") for name, a in arrays.items()}
+    header = {"format": FORMAT, "version": VERSION, "settings": json.dumps(settings)}
+    content = serialize(arrays, header | {"digest": digest(arrays, header)})
     part = path.with_name(f".{path.name}.part")  # in the same folder, for a rename that is atomic
     try:
         with part.open("wb") as file:
@@ -53,11 +55,32 @@ def load(path: Path) -> tuple[Arrays, dict[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
+            check(path, header)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
+    except (SafetensorError, AttributeError, TypeError) as error:  # the last two from dtypes that NumPy lacks
         raise ValueError(f"{path} is cut short, or no safetensors file ({error}): use another copy") from error
+    if (found := digest(arrays, header)) != header["digest"]:
+        raise ValueError(
+            f"{path} was altered after it was saved: its digest is {header['digest']!r}, that of its content {found}: "
+            "use another copy"
+        )
+    return arrays, json.loads(header["settings"])
+
+
+def check(path: Path, header: Mapping[str, str]) -> None:
+    """Raises ValueError where a safetensors file's header is not one that `save` writes."""
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} is a safetensors file, but no checkpoint of zeta's: its header lacks format={FORMAT}")
-    if int(header["version"]) > VERSION:
-        raise ValueError(f"{path} has version {header['version']}, this zeta knows {VERSION}: install a newer zeta")
-    return arrays, json.loads(header["settings"])
+    if (version := header.get("version")) != VERSION:
+        raise ValueError(f"{path} has version {version}, this zeta reads {VERSION} alone: use the zeta that wrote it")
+    if missing := {"settings", "digest"} - header.keys():
+        raise ValueError(f"{path} was altered after it was saved: its header lacks {missing}: use another copy")
+
+
+def digest(arrays: Arrays, header: Mapping[str, str]) -> str:
+    """The SHA-256, in hexadecimal, of all that `load` returns: each array's name, dtype, shape and bytes; settings."""
+    kinds = [(name, array.dtype.str, array.shape) for name, array in sorted(arrays.items())]
+    found = sha256(json.dumps([header["format"], header["version"], header["settings"], kinds]).encode())
+    for _, array in sorted(arrays.items()):
+        found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
