@@ -1,0 +1,121 @@
+"""The optimizers that decompose matrices: Shampoo and SOAP into eigenvectors, Schattor into singular values.
+
+In the form of `zeta.family`. Their decompositions run in the state's own precision, on MLX on its CPU alone.
+"""
+
+from math import inf, sqrt
+
+from array_api_compat import array_namespace
+
+from zeta.core import Array, Hyper, Orthogonalize, State
+from zeta.stages import Rule, Step, ema, entries, keeps, left, nonzero, one, right, to_rms, whiten
+
+FLOOR = 1e-6  # of the largest eigenvalue or singular value: what is smaller is rounding in float32
+
+
+@keeps(exp_avg=entries, left=left, right=right)
+def shampoo(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
+    """Shampoo (arXiv 1802.09568), with momentum, and averages over b2 in place of its sums; RMS 0.2."""
+    b1, b2 = hyper.betas
+    m = ema(state["exp_avg"], g, b1)
+    a = ema(state["left"], g @ g.mT, b2)
+    b = ema(state["right"], g.mT @ g, b2)
+    u = power(a, -1 / 4) @ m @ power(b, -1 / 4)
+    return to_rms(u), {"exp_avg": m, "left": a, "right": b}
+
+
+@keeps(exp_avg=entries, exp_avg_sq=entries, left=left, right=right, step=one)
+def soap(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
+    """SOAP (arXiv 2409.11321): Adam between the eigenvectors of Shampoo's factors, which b2 averages; lr is Adam's.
+
+    As published, the factors are those of the steps before, and the first step gathers only them. The eigenvectors are
+    new and exact in every step; published code turns the last ones by a step of power iteration. Those of (nearly)
+    equal eigenvalues are not unique: a wide or tall matrix, with a singular factor at first, steps otherwise on another
+    machine.
+    """
+    b1, b2 = hyper.betas
+    xp, a, b = array_namespace(g), eigh(state["left"])[1], eigh(state["right"])[1]
+    begun = xp.astype(state["step"] > 0, g.dtype)
+    t = nonzero(state["step"])
+    m = ema(state["exp_avg"], begun * g, b1)
+    v = ema(state["exp_avg_sq"], begun * (a.mT @ g @ b) ** 2, b2)
+    u = a @ whiten(a.mT @ m @ b / (1 - b1**t), v / (1 - b2**t), hyper.eps) @ b.mT
+    factors = {"left": ema(state["left"], g @ g.mT, b2), "right": ema(state["right"], g.mT @ g, b2)}
+    return u, {"exp_avg": m, "exp_avg_sq": v, "step": state["step"] + 1} | factors
+
+
+def schattor(p: float = 4.0) -> Rule:
+    """Schattor's ball form (arXiv 2606.15702): p = 2 is normalised SGD, p = inf is Muon with the exact polar factor.
+
+    An update is the steepest in the ball of radius lr in the Schatten-p norm; our lr is scaled such that equal singular
+    values give an RMS of 0.2. p from 1 to inf.
+    """
+    check(p)
+
+    @keeps(exp_avg=entries)
+    def rule(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
+        m = ema(state["exp_avg"], g, hyper.betas[0])
+        u, _size = dual(m, p)
+        rows, cols = m.shape[-2:]
+        return 0.2 * sqrt(rows * cols) / min(rows, cols) ** (1 / 2 - 1 / p) * u, {"exp_avg": m}
+
+    return rule
+
+
+def schattor_regularised(p: float = 4.0) -> Rule:
+    """Schattor's regularised form (arXiv 2606.15702): p = 2 is SGD, and lr is SGD's for every p."""
+    check(p)
+
+    @keeps(exp_avg=entries)
+    def rule(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
+        m = ema(state["exp_avg"], g, hyper.betas[0])
+        u, size = dual(m, p)
+        return size * u, {"exp_avg": m}
+
+    return rule
+
+
+def check(p: float) -> None:
+    if not p >= 1:
+        raise ValueError(f"p is {p!r}, but must be at least 1")
+
+
+def dual(m: Array, p: float) -> tuple[Array, Array]:
+    """(u, size): of all u (..., rows, cols) with Schatten-p norm 1 the one that maximises <m, u>, and that maximum,
+    m's Schatten-q norm (..., 1, 1), where 1/p + 1/q = 1. With m = A diag(s) B^T, u = A diag(s^(q-1) / |s|_q^(q-1)) B^T.
+    """
+    xp, q = array_namespace(m), inf if p == 1 else 1 / (1 - 1 / p)
+    a, s, b = svd(m)
+    top = s[..., :1]
+    s = s / nonzero(top)  # from 0 to 1: no power of it overflows
+    there = xp.astype(s > FLOOR, s.dtype)  # for p = inf all of these count alike
+    total = xp.sum(there * s**q, axis=-1, keepdims=True)  # (q - 1) / q = 1 / p
+    u = (a * (there * s ** (q - 1) / nonzero(total) ** (1 / p))[..., None, :]) @ b
+    return u, (top * total ** (1 / q))[..., None]
+
+
+def power(a: Array, exponent: float) -> Array:
+    """a ** exponent for a symmetric a (..., n, n) >= 0, its eigenvalues below FLOOR of the largest raised to that."""
+    xp, (values, vectors) = array_namespace(a), eigh(a)
+    values = xp.maximum(values, FLOOR * values[..., -1:])
+    return (vectors * nonzero(values)[..., None, :] ** exponent) @ vectors.mT
+
+
+def eigh(a: Array) -> tuple[Array, Array]:
+    """Eigenvalues (..., n), rising, and eigenvectors (..., n, n) of a symmetric a (..., n, n)."""
+    xp = array_namespace(a)
+    if xp.__name__ == "mlx.core":  # MLX 0.32 decomposes on its CPU alone
+        values, vectors = xp.linalg.eigh(a, stream=xp.cpu)
+    else:
+        values, vectors = xp.linalg.eigh(a)
+    return values, vectors
+
+
+def svd(x: Array) -> tuple[Array, Array, Array]:
+    """(a, s, b): x (..., rows, cols) = a diag(s) b, s (..., min(rows, cols)) falling."""
+    xp, k = array_namespace(x), min(x.shape[-2:])
+    if xp.__name__ == "mlx.core":  # on its CPU, and with all vectors
+        a, s, b = xp.linalg.svd(x, stream=xp.cpu)
+        return a[..., :, :k], s, b[..., :k, :]
+    a, s, b = xp.linalg.svd(x, full_matrices=False)
+    return a, s, b
