@@ -13,6 +13,7 @@ from zeta.core import COEFFICIENTS, Coefficients, Hyper
 from zeta.layout import Route, batches, check, join, piece
 from zeta.routing import route, warn_of_doubts
 
+from .mlx_distributed import shared, together
 from .mlx_state import VERSION, check_shapes, check_state, leaf, prepare, round_back, tree_flatten, wanted, widen
 
 BLOCK = 64  # rows of a block of a symmetric product on the CPU; smaller ones cost more than they save
@@ -73,6 +74,8 @@ class Zeta(Optimizer):
 
     `routes=zeta.routes(model)` reads the model; without, paths and shapes decide alone. `learning_rate` may be a
     schedule. Moments are float32; a narrower parameter keeps what rounding took off it, so that no small step is lost.
+    With a `group` of ranks that hold the same parameters, each matrix is orthogonalised by one of them: give all the
+    same gradients, `grads = mlx.nn.average_gradients(grads)`, and evaluate other collectives apart from the step.
     Raises ValueError for values out of range, and for a state that is not of this optimizer or of these parameters.
     """
 
@@ -86,6 +89,7 @@ class Zeta(Optimizer):
         routes: Mapping[str, Route] | None = None,
         coefficients: Coefficients = COEFFICIENTS["jordan"],
         ns_dtype: mx.Dtype | None = None,
+        group: mx.distributed.Group | None = None,
     ) -> None:
         Hyper(learning_rate, betas, eps, weight_decay)  # checks the values
         super().__init__()  # type: ignore[no-untyped-call]
@@ -93,6 +97,7 @@ class Zeta(Optimizer):
         self._maybe_schedule("learning_rate", learning_rate)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         self.routes, self.coefficients, self.ns_dtype = routes or {}, coefficients, ns_dtype
+        self.group = group if group is not None and group.size() > 1 else None
 
     @property
     def state(self) -> dict[str, Any]:
@@ -117,7 +122,7 @@ class Zeta(Optimizer):
 
     def apply_gradients(self, gradients: Any, parameters: Any) -> Any:
         """The parameters after one step, as a tree like `gradients`."""
-        grads, params = dict(tree_flatten(gradients)), dict(tree_flatten(parameters))
+        grads, params = together(dict(tree_flatten(gradients)), self.group), dict(tree_flatten(parameters))
         routes = {name: self._route(name, params[name]) for name in grads}
         if any(wanted(params[n], r) - leaf(self.state, n).keys() for n, r in routes.items()):
             self.init(tree_map_with_path(lambda name, _: params[name], gradients))
@@ -138,20 +143,26 @@ class Zeta(Optimizer):
     def _zeta(self, hyper: Hyper, routes: dict[str, Route], grads: Any, states: Any, wide: Any) -> dict[str, Any]:
         """{name: (param, state)} after `zeta.core.update` on stacks of same-shape matrices."""
         done: dict[str, dict[str, dict[int, mx.array]]] = {name: {key: {} for key in KEYS} for name in routes}
-        for batch in batches({n: (r, (grads[n].dtype, wide[n].dtype)) for n, r in routes.items()}):
+        todo = list(batches({n: (r, (grads[n].dtype, wide[n].dtype)) for n, r in routes.items()}))
+        stacks = [(sum(n for n, *_ in batch.values()), *next(iter(batch.values()))[1:]) for batch in todo]
+        hooks = shared(self._orthogonalize, stacks, self.coefficients, self.group)
+        for batch, orthogonalize in zip(todo, hooks, strict=True):
 
             def stack(arrays: Any, batch: Any = batch) -> mx.array:
                 return mx.concatenate([piece(arrays[n], routes[n], i).reshape(v) for (n, i), v in batch.items()])
 
             moments = {key: stack({n: states[n][key] for n, _ in batch}) for key in KEYS[1:]}
-            param, moments = core.update(
-                stack(grads), moments, stack(wide), hyper, lambda x: newton_schulz(x, self.coefficients, self.ns_dtype)
-            )
+            param, moments = core.update(stack(grads), moments, stack(wide), hyper, orthogonalize)
             ends = list(accumulate(view[0] for view in batch.values()))[:-1]
             for key, stacked in {"param": param, **moments}.items():
                 for (name, i), part in zip(batch, mx.split(stacked, ends), strict=True):
                     done[name][key][i] = part
         return {name: _joined(found, routes[name], wide[name].shape) for name, found in done.items()}
+
+    def _orthogonalize(self, x: mx.array) -> mx.array:
+        """Newton-Schulz in the dtype of its products, which loses nothing and is less to send."""
+        dtype = self.ns_dtype or working_dtype(x)
+        return newton_schulz(x, self.coefficients, dtype).astype(dtype)
 
     def _route(self, name: str, p: mx.array) -> Route:
         """What `routes` says, which must know every parameter; without them, what name and shape say."""
