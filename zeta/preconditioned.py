@@ -24,7 +24,7 @@ def shampoo(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
     return to_rms(u), {"exp_avg": m, "left": a, "right": b}
 
 
-@keeps(exp_avg=entries, exp_avg_sq=entries, left=left, right=right, step=one)
+@keeps(exp_avg=entries, exp_avg_sq=entries, left=left, right=right, steps=one)
 def soap(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
     """SOAP (arXiv 2409.11321): Adam between the eigenvectors of Shampoo's factors, which b2 averages; lr is Adam's.
 
@@ -35,13 +35,13 @@ def soap(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
     """
     b1, b2 = hyper.betas
     xp, a, b = array_namespace(g), eigh(state["left"])[1], eigh(state["right"])[1]
-    begun = xp.astype(state["step"] > 0, g.dtype)
-    t = nonzero(state["step"])
+    begun = xp.astype(state["steps"] > 0, g.dtype)
+    t = nonzero(state["steps"])
     m = ema(state["exp_avg"], begun * g, b1)
     v = ema(state["exp_avg_sq"], begun * (a.mT @ g @ b) ** 2, b2)
     u = a @ whiten(a.mT @ m @ b / (1 - b1**t), v / (1 - b2**t), hyper.eps) @ b.mT
     factors = {"left": ema(state["left"], g @ g.mT, b2), "right": ema(state["right"], g.mT @ g, b2)}
-    return u, {"exp_avg": m, "exp_avg_sq": v, "step": state["step"] + 1} | factors
+    return u, {"exp_avg": m, "exp_avg_sq": v, "steps": state["steps"] + 1} | factors
 
 
 def schattor(p: float = 4.0) -> Rule:

@@ -14,6 +14,7 @@ from array_api_compat import array_namespace
 from zeta.core import Array, Hyper, Orthogonalize, State, check_shapes, newton_schulz, normalize, wide
 
 Shape = Callable[[int, int], tuple[int, int]]
+Keeps = dict[str, Shape]  # the state's keys, each with its shape for a matrix (rows, cols)
 Step = tuple[Array, State]
 Direction = Callable[[Array, State, Hyper, Orthogonalize], Step]
 
@@ -21,7 +22,7 @@ Direction = Callable[[Array, State, Hyper, Orthogonalize], Step]
 class Rule(NamedTuple):
     """An optimizer of matrices in the form of `zeta.core`: `rule.init(param)`, then `rule.update(...)` a step."""
 
-    keeps: dict[str, Shape]  # the state's keys, each with its shape for a matrix (rows, cols)
+    keeps: Keeps
     update: Callable[..., Step]
 
     def init(self, param: Array) -> State:
@@ -40,7 +41,7 @@ def keeps(**shapes: Shape) -> Callable[[Direction], Rule]:
 
 
 def _update(
-    shapes: dict[str, Shape],
+    shapes: Keeps,
     direction: Direction,
     grad: Array,
     state: State,
@@ -64,7 +65,7 @@ def _update(
     return xp.astype(w, param.dtype), state
 
 
-def _shapes(shapes: dict[str, Shape], param: Array) -> dict[str, tuple[int, ...]]:
+def _shapes(shapes: Keeps, param: Array) -> dict[str, tuple[int, ...]]:
     *stack, rows, cols = param.shape
     return {key: (*stack, *shape(rows, cols)) for key, shape in shapes.items()}
 

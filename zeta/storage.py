@@ -1,0 +1,43 @@
+"""Where an optimizer keeps what a rule keeps, for parameters that may hold several matrices: the same on every backend.
+
+What has a number for every entry is stored in the parameter's own shape. All else (rows, factors, counts) is stored
+flat: one axis, a parameter's pieces (`zeta.layout.piece`) one after another, each a stack of its matrices.
+"""
+
+from math import prod
+
+from array_api_compat import array_namespace
+
+from zeta.core import Array
+from zeta.layout import Route, join, piece, shapes
+from zeta.stages import Keeps, Shape, entries
+
+
+def stored(keeps: Keeps, route: Route, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """The shape of each array that is kept for a parameter of this shape."""
+    return {key: tuple(shape) if kept is entries else (sum(_sizes(kept, route)),) for key, kept in keeps.items()}
+
+
+def part(x: Array, kept: Shape, route: Route, i: int) -> Array:
+    """What of x belongs to the i-th piece: a view wherever the library has views."""
+    if kept is entries:
+        return piece(x, route, i)
+    sizes = _sizes(kept, route)
+    return x[sum(sizes[:i]) : sum(sizes[: i + 1])]
+
+
+def whole(parts: list[Array], kept: Shape, route: Route, shape: tuple[int, ...]) -> Array:
+    """The stored array of all its parts: the reverse of `part`."""
+    if kept is entries:
+        return join(parts, route, shape)
+    return array_namespace(parts[0]).concat([x.reshape(-1) for x in parts])
+
+
+def viewed(kept: Shape, view: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what is kept for a stack (count, rows, cols)."""
+    count, rows, cols = view
+    return count, *kept(rows, cols)
+
+
+def _sizes(kept: Shape, route: Route) -> list[int]:
+    return [prod(viewed(kept, view)) for view in shapes(route)]
