@@ -61,7 +61,7 @@ class Loop:
         """Waits for the step's loss and writes it down; `end` is when the next step started."""
         if pending is None:
             return
-        step, lr, start, loss = *pending[:3], float(pending[3])
+        step, lr, start, loss = *pending[:3], float(pending[3].reshape(-1)[0])
         self._check(step, loss)
         rate = self.s["batch"] * self.s["context"] / ((end or perf_counter()) - start)
         self.speed = 0.9 * self.speed + 0.1 * rate if self.speed else rate

@@ -1,4 +1,4 @@
-"""What the language model needs from MLX: fused operations, gradients, optimizers, state."""
+"""What the language model needs from MLX: fused operations, gradients averaged over ranks, optimizers, state."""
 
 from functools import partial
 from math import sqrt
@@ -8,6 +8,7 @@ import mlx.core as mx
 import model
 import numpy as np
 from mlx import nn
+from mlx.nn import average_gradients
 from mlx.optimizers import AdamW, Muon, Optimizer, clip_grad_norm
 
 from zeta.backends.mlx import Zeta
@@ -43,6 +44,7 @@ class Part(NamedTuple):
 class Trainer:
     """The model on an MLX device: parameters in float32 (or float64), products in `dtype`.
 
+    Under `mlx.launch` each rank holds all of it, and every method but `logits` is to be called on all ranks alike.
     Raises ValueError, with a remedy, for a device that is not there.
     """
 
@@ -59,10 +61,12 @@ class Trainer:
         ops: model.Operations = FUSED,
     ) -> None:
         use_device(device, dtype)
+        self.group = mx.distributed.init()  # of one rank, without a launcher
+        self.rank, self.ranks = self.group.rank(), self.group.size()
         self.dtype = DTYPES[dtype]
         wide = mx.float64 if dtype == "float64" else mx.float32
         self.params = {name: mx.array(a).astype(wide) for name, a in params.items()}
-        self.parts = make_parts(optimizer, params, config, weight_decay, betas)
+        self.parts = make_parts(optimizer, params, config, weight_decay, betas, self.group)
         for part in self.parts:
             part.optimizer.init(model.nest({name: self.params[name] for name in part.names}))
         cos, sin = (mx.array(a, self.dtype) for a in model.rotations(config))
@@ -72,33 +76,49 @@ class Trainer:
         self._logits = jit(lambda params, tokens: model.logits(self._tree(params), tokens, **names))
         self._step = jit(self._take_step)
 
-    def step(self, tokens: np.ndarray, lr: float) -> mx.array:
-        """The loss () of tokens (b, context + 1) before the step that it takes, NaN where the gradient is not finite.
+    def step(self, tokens: np.ndarray, lr: float, stop: bool = False) -> mx.array:
+        """(2,): the loss before the step that it takes, NaN where the gradient is not finite; how many ranks `stop`.
 
-        Nothing waits for the device: read the loss with `float`, late.
+        tokens (b, context + 1) is the same on all ranks, of which each takes an equal share, so b must divide by them.
+        Nothing waits for the device: read the result with `tolist`, late.
         """
         states = [part.optimizer.state for part in self.parts]
-        loss, self.params, states = self._step(self.params, states, mx.array(tokens), mx.array(lr, mx.float32))
+        start, end = self._ends(len(tokens))[self.rank :][:2]
+        given = mx.array(tokens[start:end]), mx.array(lr, mx.float32), mx.array(stop)
+        result, self.params, states = self._step(self.params, states, *given)
         for part, state in zip(self.parts, states, strict=True):
             part.optimizer.state = state
-        mx.async_eval(loss, self.params, states)
-        return loss
+        mx.async_eval(result, self.params, states)
+        return result
 
-    def _take_step(self, params: dict[str, mx.array], states: list[Any], tokens: mx.array, lr: mx.array) -> Any:
-        """(loss, params, states) after one step: a pure function, as `mx.compile` wants it."""
+    def _take_step(
+        self, params: dict[str, mx.array], states: list[Any], tokens: mx.array, lr: mx.array, stop: mx.array
+    ) -> Any:
+        """(result, params, states) after one step: a pure function, as `mx.compile` wants it."""
         loss, grads = mx.value_and_grad(lambda p: self._plain_loss(self._tree(p), tokens))(params)
-        grads, norm = clip_grad_norm(grads, 1.0)
+        everything = [loss, stop.astype(loss.dtype), *grads.values()]
+        loss, stop, *mean = average_gradients(everything, self.group)  # in one message, or one for every 32 MiB
+        grads, norm = clip_grad_norm(dict(zip(grads, mean, strict=True)), 1.0)
         new = {}
         for part, state in zip(self.parts, states, strict=True):
             part.optimizer.state = state | {"learning_rate": lr * part.scale}
             mine = [model.nest({name: tree[name] for name in part.names}) for tree in (grads, params)]
             new |= model.flatten(part.optimizer.apply_gradients(*mine))
         new = {name: new[name] for name in params}  # in one order always: the gradient's norm is a sum over them
-        return loss + 0 * norm, new, [part.optimizer.state for part in self.parts]
+        return mx.stack([loss + 0 * norm, stop * self.ranks]), new, [part.optimizer.state for part in self.parts]
 
     def loss(self, tokens: np.ndarray) -> float:
-        """The loss of tokens (b, context + 1)."""
-        return float(self._loss(self.params, mx.array(tokens)))
+        """The loss of tokens (b, context + 1), which the ranks share out; the same on all."""
+        ends = self._ends(len(tokens))
+        own = tokens[ends[self.rank] : ends[self.rank + 1]]
+        parts = self._loss(self.params, mx.array(own if len(own) else tokens[:1]))[None]
+        if self.ranks > 1:
+            parts = mx.distributed.all_gather(parts, group=self.group)
+        return float(np.average(parts.tolist(), weights=np.diff(ends)))
+
+    def _ends(self, count: int) -> list[int]:
+        """Where the ranks' shares of so many rows begin, and where the last one ends."""
+        return [count * rank // self.ranks for rank in range(self.ranks + 1)]
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """(b, context, vocab) scores for tokens (b, context)."""
@@ -136,11 +156,16 @@ class Trainer:
 
 
 def make_parts(
-    name: str, params: dict[str, np.ndarray], config: model.Config, weight_decay: float, betas: tuple[float, float]
+    name: str,
+    params: dict[str, np.ndarray],
+    config: model.Config,
+    weight_decay: float,
+    betas: tuple[float, float],
+    group: mx.distributed.Group,
 ) -> list[Part]:
-    """One optimizer, or for Muon, which is for matrices, two."""
+    """One optimizer, or for Muon, which is for matrices, two. Zeta shares its work out over the group."""
     if name == "zeta":
-        return [Part(Zeta(betas=betas, weight_decay=weight_decay), list(params))]
+        return [Part(Zeta(betas=betas, weight_decay=weight_decay, group=group), list(params))]
     adamw = AdamW(1e-3, list(betas), weight_decay=weight_decay, bias_correction=True)
     if name == "adamw":
         return [Part(adamw, list(params))]

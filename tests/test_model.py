@@ -115,7 +115,7 @@ def losses(module: Any, dtype: str, **options: Any) -> np.ndarray:
     tokens = np.frombuffer(Path(__file__).read_bytes(), np.uint8)
     trainer = module.Trainer(config, model.init(config, 0), dtype=dtype, device="cpu", **options)
     steps = [trainer.step(text.batch(tokens, s, 4, 33, 0), 4e-3 * min(1, s / 10)) for s in range(1, 21)]
-    return np.array([float(loss) for loss in steps])
+    return np.array([float(result.reshape(-1)[0]) for result in steps])
 
 
 @pytest.fixture(scope="module")

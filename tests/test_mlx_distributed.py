@@ -1,0 +1,125 @@
+"""MLX's Zeta on two and three ranks of mlx.launch: what one process computes, on every rank, for 1/N of the work."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+mx = pytest.importorskip("mlx.core")
+
+import mlx_ranks  # noqa: E402
+
+from zeta.parity import TOLERANCE, assert_close  # noqa: E402
+
+FROZEN = f"param.{mlx_ranks.FROZEN}"
+BOUND = TOLERANCE["float32"].step
+
+
+def free_ports(count):
+    """The first of so many free ports that follow one another."""
+    while True:
+        start = random.SystemRandom().randrange(10_000, 30_000)
+        try:
+            for port in range(start, start + count):
+                with socket.socket() as s:
+                    s.bind(("127.0.0.1", port))
+            return start
+        except OSError:
+            continue
+
+
+def launch(ranks, *command):
+    """What `mlx.launch` prints while it runs a Python script on so many ranks."""
+    read, write = os.pipe()  # mlx.launch 0.32 spins where its input has ended
+    program = [Path(sys.executable).with_name("mlx.launch"), "-n", ranks, "--backend", "ring"]
+    options = ["--starting-port", free_ports(ranks), sys.executable, *command]
+    process = subprocess.Popen(
+        [str(word) for word in program + options], stdin=read, stdout=-1, stderr=-2, text=True, start_new_session=True
+    )
+    try:
+        return process.communicate(timeout=100)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # the ranks, too
+        pytest.fail(f"still running after 100 s: {process.communicate()[0]}")
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def ranks(request, tmp_path_factory):
+    """[{case: {name: array}}] of each rank."""
+    folder = tmp_path_factory.mktemp("ranks")
+    printed = launch(request.param, mlx_ranks.__file__, folder)
+    found = []
+    for rank in range(request.param):
+        assert (folder / f"{rank}.npz").exists(), printed
+        cases = {}
+        for key, array in np.load(folder / f"{rank}.npz").items():
+            case, name = key.split("/")
+            cases.setdefault(case, {})[name] = array
+        found.append(cases)
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return mlx_ranks.ten_steps()
+
+
+def assert_same_steps(got, want):
+    assert got.keys() == want.keys()
+    origins = {f"param.{name}": origin for name, origin in mlx_ranks.parameters().items()}
+    for name in want:
+        assert_close(got[name], want[name], BOUND, origins.get(name, 0.0) if name != FROZEN else 0.0)
+
+
+def test_ten_steps_equal_one_process(ranks, alone):
+    assert_same_steps(ranks[0]["steps"], alone)
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize("mistake", ["dropped", "halved"])
+def test_a_lost_result_or_a_matrix_taken_in_halves_is_noticed(ranks, alone, mistake):
+    with pytest.raises(AssertionError, match="relative error"):
+        assert_same_steps(ranks[0][mistake], alone)
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_messages_of_gradients_and_matrices_keep_their_order(ranks):
+    for name, want in mlx_ranks.many_messages().items():
+        assert_close(ranks[0]["messages"][name], want, BOUND)
+
+
+def test_all_ranks_hold_the_same_bits(ranks):
+    for case in ranks[0].keys() & {"steps", "zeta", "adamw", "muon"}:
+        for other in ranks[1:]:
+            assert all(np.array_equal(other[case][name], array) for name, array in ranks[0][case].items())
+
+
+def test_each_rank_does_its_part_of_the_work(ranks):
+    found, whole = [int(rank["work"]["flops"]) for rank in ranks], mlx_ranks.work()
+    assert sum(found) == whole
+    np.testing.assert_allclose(found, whole / len(ranks), rtol=0.15)
+
+
+def test_a_model_trains_as_on_one_rank(ranks):
+    for optimizer in ranks[0].keys() & {"zeta", "adamw", "muon"}:
+        got, want = ranks[0][optimizer], mlx_ranks.training(optimizer)
+        assert list(got["steps"][:, 1]) == [float(step < len(ranks)) for step in range(4)]  # who was told to stop
+        np.testing.assert_allclose(got["steps"][:, 0], want["steps"][:, 0], rtol=1e-5)
+        np.testing.assert_allclose(got["losses"], want["losses"], rtol=1e-5)
+
+
+def test_one_rank_sends_nothing(alone, monkeypatch):
+    monkeypatch.delattr(mx.distributed, "all_gather")
+    monkeypatch.delattr(mx.distributed, "all_sum")
+    single = mlx_ranks.ten_steps(mx.distributed.init())
+    assert all(np.array_equal(single[name], want) for name, want in alone.items())
+    mlx_ranks.training()
