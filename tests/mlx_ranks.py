@@ -94,7 +94,7 @@ def work(group=None):
 
 def training(optimizer="zeta"):
     """{name: array} of four steps of the language model: their results, the loss of some texts, the parameters."""
-    trainer = on_mlx.Trainer(CONFIG, model.init(CONFIG, 0), optimizer)
+    trainer = on_mlx.Trainer(CONFIG, model.init(CONFIG, 0), optimizer, device="cpu")
     texts = np.random.default_rng(0).integers(0, 64, (24, 17)).astype(np.int32)
     steps = [trainer.step(texts[i : i + 6], 1e-2, stop=trainer.rank == i // 6) for i in range(0, 24, 6)]
     losses = [trainer.loss(texts[:count]) for count in (1, 5, 24)]

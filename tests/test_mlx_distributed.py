@@ -39,9 +39,8 @@ def launch(ranks, *command):
     read, write = os.pipe()  # mlx.launch 0.32 spins where its input has ended
     program = [Path(sys.executable).with_name("mlx.launch"), "-n", ranks, "--backend", "ring"]
     options = ["--starting-port", free_ports(ranks), sys.executable, *command]
-    process = subprocess.Popen(
-        [str(word) for word in program + options], stdin=read, stdout=-1, stderr=-2, text=True, start_new_session=True
-    )
+    streams = dict(stdin=read, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen([str(word) for word in program + options], **streams, start_new_session=True)
     try:
         return process.communicate(timeout=100)[0]
     except subprocess.TimeoutExpired:
