@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_parity(commands)
     _add_routing(commands)
+    _add_inspect(commands)
     args = parser.parse_args(argv)
     return int(args.run(args, parser))
 
@@ -41,6 +42,45 @@ def _add_routing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument("model", metavar="MODEL", help="package.module:function that makes it, or a config.json")
     command.add_argument("--per-head", action="store_true", help="every head of query, key and value by itself")
     command.set_defaults(run=routing)
+
+
+def _add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    about = "Show what whitening does to a run's own matrices: scale, spectrum, error of Newton-Schulz."
+    command = commands.add_parser("inspect", help=about, description=about)
+    command.add_argument("path", type=Path, metavar="PATH", help="a checkpoint, an inspect.jsonl, or a run's folder")
+    command.add_argument("--json", action="store_true", help="print a list of objects instead of tables")
+    command.add_argument("--plot", type=Path, metavar="FILE", help="draw spectra, or of several steps heat maps")
+    command.add_argument(
+        "--lr", type=float, metavar="X", help="rate of the step that is shown (default: the run's peak)"
+    )
+    command.set_defaults(run=inspect)
+
+
+def inspect(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """0; 2 where there is nothing at PATH that can be shown."""
+    _check_plot(args, parser)
+    from zeta.inspection import find_records, show
+
+    try:
+        records = find_records(args.path, args.lr)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    if args.json:
+        print(json.dumps(records, indent=1))
+    else:
+        show(records)
+    if args.plot:
+        from zeta.portrait import draw
+
+        draw(records, args.plot)
+    return 0
+
+
+def _check_plot(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    if args.plot and not find_spec("matplotlib"):
+        parser.error("--plot needs matplotlib: pip install matplotlib")
+    if args.plot and not args.plot.parent.is_dir():
+        parser.error(f"--plot {args.plot}: there is no folder {args.plot.parent}: make it first")
 
 
 def routing(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -69,10 +109,7 @@ def routing(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 def parity(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """0 if every library and device that is here agrees with the oracle, else 1."""
-    if args.plot and not find_spec("matplotlib"):
-        parser.error("--plot needs matplotlib: pip install matplotlib")
-    if args.plot and not args.plot.parent.is_dir():
-        parser.error(f"--plot {args.plot}: there is no folder {args.plot.parent}: make it first")
+    _check_plot(args, parser)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for small matrices more threads are slower
     from zeta.controls import CONTROLS
     from zeta.machine import Absent, targets

@@ -1,0 +1,63 @@
+"""Newton-Schulz steps chosen from a matrix's shape, so that hardly a direction is left behind however large it is.
+
+The singular values of a random n x m matrix (n <= m) over its Frobenius norm lie around 1 / sqrt(n), and where it is
+nearly square reach down to about 1 / n^1.5. Five `jordan` steps bring s to 0.5 only from 1.07e-3 up, so they leave 2 %
+of the directions of a square matrix of 1024 rows behind, and more of a larger one (arXiv 2505.04005).
+"""
+
+from math import pi, sqrt
+from typing import Any, Literal
+
+from zeta.core import COEFFICIENTS, Coefficients
+
+Steps = Coefficients | Literal["auto"]
+
+LEFT = 1e-3  # the share of singular values that may stay below 0.5
+# The composition of Amsel et al. (arXiv 2505.16932), each step the minimax polynomial of the range that the last one
+# leaves, with 1 % of room for rounding above it. Designed for [7.07e-6, 1], the first step for [3e-4, 1] so that it
+# also begins the shorter ones: the first and the last k - 1. Six, seven, eight bring s to 0.5 from 8.7e-5, 2.1e-5,
+# 4.9e-6 up and end within [0.67, 1.30], where five `jordan` steps end within [0.68, 1.20].
+LONG: Coefficients = (
+    (8.41703, -24.488, 17.8174),
+    (4.21448, -3.06693, 0.55798),
+    (4.21281, -3.0658, 0.557855),
+    (4.20579, -3.06106, 0.557333),
+    (4.17651, -3.04129, 0.555151),
+    (4.05852, -2.96122, 0.546321),
+    (3.64278, -2.67376, 0.514687),
+    (2.70764, -1.98214, 0.439623),
+)
+
+
+def steps_for(coefficients: Steps, rows: int, cols: int) -> Coefficients:
+    """The coefficients themselves; for "auto" `auto_coefficients` of the shape."""
+    return auto_coefficients(rows, cols) if coefficients == "auto" else coefficients
+
+
+def auto_coefficients(rows: int, cols: int) -> Coefficients:
+    """The paper's five `jordan` steps where they leave less than 0.1 % of a random matrix's singular values below 0.5,
+    else as few of other coefficients as do: six to eight, for short sides up to 40000.
+
+    The longer side being a quarter longer, or less where both are small, five steps are enough.
+    """
+    s = smallest(rows, cols)
+    candidates = [COEFFICIENTS["jordan"], *((LONG[0], *LONG[1 - k :]) for k in (6, 7, 8))]
+    return next((steps for steps in candidates if polynomial(s, steps) >= 0.5), candidates[-1])
+
+
+def smallest(rows: int, cols: int) -> float:
+    """A value, over the Frobenius norm, that all but a share LEFT of a random matrix's singular values exceed.
+
+    The largest of three lower bounds. Below the edge 1 - sqrt(n / m) of the Marchenko-Pastur law there is nothing, but
+    for a spread that small matrices show. A square matrix has 2 / pi of its values below 1 / sqrt(n), about evenly
+    spread, and a few more at zero: the expected number below t / n is at most t (Edelman 1988), about 0.2 + 2 t / pi.
+    """
+    n, m = sorted((rows, cols))
+    return max(0.85 * (1 - sqrt(n / m)), LEFT, pi / 2 * (LEFT - 0.2 / n)) / sqrt(n)
+
+
+def polynomial(s: Any, coefficients: Coefficients) -> Any:
+    """p(s), what the steps make of a singular value, or of an array of them."""
+    for a, b, c in coefficients:
+        s = a * s + b * s**3 + c * s**5
+    return s
