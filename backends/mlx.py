@@ -8,16 +8,32 @@ import mlx.core as mx
 from mlx.optimizers import Optimizer
 from mlx.utils import tree_map_with_path
 
-from zeta import adamw, core, forms
+from zeta import adamw, core, family, forms
 from zeta.core import COEFFICIENTS, Coefficients, Hyper
-from zeta.layout import Route, batches, check, join, piece
+from zeta.layout import Route, batches, check
 from zeta.routing import route, warn_of_doubts
+from zeta.stages import Keeps, Rule, Shape, entries
+from zeta.storage import part, viewed, whole
 
 from .mlx_distributed import shared, together
 from .mlx_state import VERSION, check_shapes, check_state, leaf, prepare, round_back, tree_flatten, wanted, widen
 
+__all__ = [
+    "SOAP",
+    "AdaGO",
+    "AdaMuon",
+    "Dion2",
+    "Muon",
+    "NorMuon",
+    "OLion",
+    "Schattor",
+    "Shampoo",
+    "Signum",
+    "Zeta",
+    "newton_schulz",
+]
+
 BLOCK = 64  # rows of a block of a symmetric product on the CPU; smaller ones cost more than they save
-KEYS = ("param", "exp_avg", "exp_avg_sq")
 _DEFAULT = Hyper()
 
 
@@ -79,6 +95,8 @@ class Zeta(Optimizer):
     Raises ValueError for values out of range, and for a state that is not of this optimizer or of these parameters.
     """
 
+    rule: Rule = family.zeta
+
     def __init__(
         self,
         learning_rate: float | Callable[[mx.array], mx.array] = _DEFAULT.lr,
@@ -93,11 +111,17 @@ class Zeta(Optimizer):
     ) -> None:
         Hyper(learning_rate, betas, eps, weight_decay)  # checks the values
         super().__init__()  # type: ignore[no-untyped-call]
-        self.state[VERSION] = mx.array(1)
+        self.state[self._version] = mx.array(1)
         self._maybe_schedule("learning_rate", learning_rate)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         self.routes, self.coefficients, self.ns_dtype = routes or {}, coefficients, ns_dtype
         self.group = group if group is not None and group.size() > 1 else None
+        if self.group and self.rule is not family.zeta:
+            raise ValueError(f"{type(self).__name__} takes no group of ranks: use Zeta, or average the gradients alone")
+
+    @property
+    def _version(self) -> str:
+        return VERSION if self.rule is family.zeta else f"{VERSION}_{type(self).__name__}"
 
     @property
     def state(self) -> dict[str, Any]:
@@ -106,7 +130,7 @@ class Zeta(Optimizer):
 
     @state.setter
     def state(self, state: dict[str, Any]) -> None:
-        check_state(state, getattr(self, "_state", {}))
+        check_state(state, getattr(self, "_state", {}), self.rule.keeps, self._version)
         self._state = state
 
     def init(self, parameters: Any) -> None:
@@ -115,7 +139,7 @@ class Zeta(Optimizer):
         routes = {name: self._route(name, p) for name, p in tree_flatten(parameters)}
         warn_of_doubts(routes, "pass routes=zeta.routes(model)")
         for name, p in tree_flatten(parameters):
-            prepare(leaf(self.state, name), p, routes[name], self.step)
+            prepare(leaf(self.state, name), p, routes[name], self.rule.keeps, self.step)
 
     def init_single(self, parameter: mx.array, state: dict[str, mx.array]) -> None:
         """Nothing: `init` knows the path, too."""
@@ -124,10 +148,10 @@ class Zeta(Optimizer):
         """The parameters after one step, as a tree like `gradients`."""
         grads, params = together(dict(tree_flatten(gradients)), self.group), dict(tree_flatten(parameters))
         routes = {name: self._route(name, params[name]) for name in grads}
-        if any(wanted(params[n], r) - leaf(self.state, n).keys() for n, r in routes.items()):
+        if any(wanted(params[n], r, self.rule.keeps).keys() - leaf(self.state, n).keys() for n, r in routes.items()):
             self.init(tree_map_with_path(lambda name, _: params[name], gradients))
         states = {name: leaf(self.state, name) for name in grads}
-        check_shapes(states, params)
+        check_shapes(states, params, routes, self.rule.keeps)
         for name, schedule in self._schedulers.items():
             self.state[name] = schedule(self.step)
         self.state["step"] = self.step + 1
@@ -141,23 +165,25 @@ class Zeta(Optimizer):
         return tree_map_with_path(lambda name, _: new[name], gradients)
 
     def _zeta(self, hyper: Hyper, routes: dict[str, Route], grads: Any, states: Any, wide: Any) -> dict[str, Any]:
-        """{name: (param, state)} after `zeta.core.update` on stacks of same-shape matrices."""
-        done: dict[str, dict[str, dict[int, mx.array]]] = {name: {key: {} for key in KEYS} for name in routes}
+        """{name: (param, state)} after the rule's `update` on stacks of same-shape matrices."""
+        kinds = {"param": entries, **self.rule.keeps}
+        done: dict[str, dict[str, dict[int, mx.array]]] = {name: {key: {} for key in kinds} for name in routes}
         todo = list(batches({n: (r, (grads[n].dtype, wide[n].dtype)) for n, r in routes.items()}))
         stacks = [(sum(n for n, *_ in batch.values()), *next(iter(batch.values()))[1:]) for batch in todo]
         hooks = shared(self._orthogonalize, stacks, self.coefficients, self.group)
         for batch, orthogonalize in zip(todo, hooks, strict=True):
 
-            def stack(arrays: Any, batch: Any = batch) -> mx.array:
-                return mx.concatenate([piece(arrays[n], routes[n], i).reshape(v) for (n, i), v in batch.items()])
+            def stack(arrays: Any, kind: Shape = entries, batch: Any = batch) -> mx.array:
+                parts = (part(arrays[n], kind, routes[n], i).reshape(viewed(kind, v)) for (n, i), v in batch.items())
+                return mx.concatenate(list(parts))
 
-            moments = {key: stack({n: states[n][key] for n, _ in batch}) for key in KEYS[1:]}
-            param, moments = core.update(stack(grads), moments, stack(wide), hyper, orthogonalize)
+            state = {key: stack({n: states[n][key] for n, _ in batch}, kind) for key, kind in self.rule.keeps.items()}
+            param, state = self.rule.update(stack(grads), state, stack(wide), hyper, orthogonalize)
             ends = list(accumulate(view[0] for view in batch.values()))[:-1]
-            for key, stacked in {"param": param, **moments}.items():
-                for (name, i), part in zip(batch, mx.split(stacked, ends), strict=True):
-                    done[name][key][i] = part
-        return {name: _joined(found, routes[name], wide[name].shape) for name, found in done.items()}
+            for key, stacked in {"param": param, **state}.items():
+                for (name, i), found in zip(batch, mx.split(stacked, ends), strict=True):
+                    done[name][key][i] = found
+        return {name: _joined(found, kinds, routes[name], wide[name].shape) for name, found in done.items()}
 
     def _orthogonalize(self, x: mx.array) -> mx.array:
         """Newton-Schulz in the dtype of its products, which loses nothing and is less to send."""
@@ -174,7 +200,23 @@ class Zeta(Optimizer):
         return check(self.routes[name], p.shape)
 
 
-def _joined(found: dict[str, dict[int, mx.array]], route: Route, shape: tuple[int, ...]) -> tuple[mx.array, Any]:
-    """(param, moments) from {key: {i: piece}}; batches finish the pieces of one parameter in any order."""
-    whole = {key: join([pieces[i] for i in sorted(pieces)], route, shape) for key, pieces in found.items()}
-    return whole.pop("param"), whole
+def _joined(
+    found: dict[str, dict[int, mx.array]], kinds: Keeps, route: Route, shape: tuple[int, ...]
+) -> tuple[mx.array, Any]:
+    """(param, state) from {key: {i: part}}; batches finish the parts of one parameter in any order."""
+    state = {key: whole([parts[i] for i in sorted(parts)], kinds[key], route, shape) for key, parts in found.items()}
+    return state.pop("param"), state
+
+
+from .mlx_family import (  # noqa: E402 (which subclasses Zeta)
+    SOAP,
+    AdaGO,
+    AdaMuon,
+    Dion2,
+    Muon,
+    NorMuon,
+    OLion,
+    Schattor,
+    Shampoo,
+    Signum,
+)
