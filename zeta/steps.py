@@ -12,7 +12,7 @@ from zeta.core import COEFFICIENTS, Coefficients
 
 Steps = Coefficients | Literal["auto"]
 
-LEFT = 1e-3  # the share of singular values that may stay below 0.5
+LEFT = 9e-4  # the share of singular values that may stay below 0.5: 0.1 %, less a margin
 # The composition of Amsel et al. (arXiv 2505.16932), each step the minimax polynomial of the range that the last one
 # leaves, with 1 % of room for rounding above it. Designed for [7.07e-6, 1], the first step for [3e-4, 1] so that it
 # also begins the shorter ones: the first and the last k - 1. Six, seven, eight bring s to 0.5 from 8.7e-5, 2.1e-5,
@@ -36,9 +36,11 @@ def steps_for(coefficients: Steps, rows: int, cols: int) -> Coefficients:
 
 def auto_coefficients(rows: int, cols: int) -> Coefficients:
     """The paper's five `jordan` steps where they leave less than 0.1 % of a random matrix's singular values below 0.5,
-    else as few of other coefficients as do: six to eight, for short sides up to 40000.
+    else as few of other steps as do: six to eight, for short sides up to 40000.
 
-    The longer side being a quarter longer, or less where both are small, five steps are enough.
+    Up to 8192 rows, 1.28 times as many columns are enough for the five. What is steep lifts rounding with the rest:
+    relative to the result, eight steps on a matrix of rank 4 give an error of 6e-3 in float32, and in half precision
+    fill the other directions with noise, where `jordan` errs by 3e-5 in float32 and by 0.6 in bfloat16.
     """
     s = smallest(rows, cols)
     candidates = [COEFFICIENTS["jordan"], *((LONG[0], *LONG[1 - k :]) for k in (6, 7, 8))]

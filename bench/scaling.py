@@ -1,0 +1,199 @@
+"""How many directions Newton-Schulz leaves behind: the share of a random matrix's singular values that end below 0.5,
+over size and aspect, for each set of steps and for those chosen from the shape (`coefficients="auto"`).
+
+The law (arXiv 2505.04005): over the Frobenius norm, singular values shrink as 1 / sqrt(rows), so a fixed number of
+steps leaves more of them behind as matrices grow. Nothing is multiplied here: Newton-Schulz is a scalar polynomial on
+the singular values, and those of a Gaussian matrix are exactly those of a random bidiagonal one (Dumitriu, Edelman,
+math-ph/0206043), which are counted below a threshold in O(rows). A second table has them from SVDs.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zeta.core import COEFFICIENTS, Coefficients
+from zeta.forms import flops
+from zeta.steps import LONG, auto_coefficients, polynomial
+
+JORDAN = COEFFICIENTS["jordan"]
+SETS: dict[str, Coefficients] = {
+    **{f"jordan x{k}": JORDAN[:1] * k for k in (4, 5, 6, 8)},
+    **{name: COEFFICIENTS[name] for name in ("you", "polar_express", "cans")},
+}
+SIZES = (128, 256, 512, 1024, 2048, 4096, 8192)
+ASPECTS = (1, 1.5, 2, 3, 4)
+NEARLY_SQUARE = (1, 1.001, 1.003, 1.01, 1.03, 1.1, 1.25, 1.5, 2, 3)
+DIRECTIONS = 1 << 20  # singular values that a number is the mean of, about
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON instead of tables")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the shares, and the polynomials behind them")
+    options = parser.parse_args()
+    tables = {
+        "Singular values left below 0.5, percent": [row(n, aspect) for n in SIZES for aspect in ASPECTS],
+        "The same from SVDs of square matrices, and the law": [svd_row(n) for n in SIZES if n <= 2048],
+    }
+    if options.json:
+        print(json.dumps(tables, indent=1))
+    else:
+        show(tables)
+    if options.plot:
+        draw(options.plot)
+
+
+def row(n: int, aspect: float) -> dict[str, Any]:
+    """The shares of n x (aspect n) with their sampling errors; `cost`: operations of auto over those of jordan x5."""
+    m = round(n * aspect)
+    auto = auto_coefficients(n, m)
+    shares = share_left(n, m, {**SETS, "auto": auto})
+    return {
+        "rows": n,
+        "cols": m,
+        **{name: f"{100 * mean:.3f} ± {100 * error:.3f}" if mean else "0" for name, (mean, error) in shares.items()},
+        "auto is": "jordan x5" if auto == JORDAN else f"{len(auto)} steps",
+        "cost": f"{flops(n, m, auto) / flops(n, m, JORDAN):.2f}",
+    }
+
+
+def share_left(n: int, m: int, sets: dict[str, Coefficients]) -> dict[str, tuple[float, float]]:
+    """{name: (mean share below 0.5, its standard error)} of Gaussian n x m matrices, n <= m."""
+    seeds = max(64, DIRECTIONS // n)
+    diagonal, below = bidiagonal(n, m, seeds, np.random.default_rng([n, m]))
+    norm = np.sqrt((diagonal**2).sum(0) + (below**2).sum(0))
+    ends = np.array([reach(steps) for steps in sets.values()])
+    shares = count_below(diagonal, below, ends[:, None] * norm) / n
+    errors = shares.std(axis=1) / np.sqrt(seeds)
+    return dict(zip(sets, zip(shares.mean(axis=1).tolist(), errors.tolist(), strict=True), strict=True))
+
+
+def bidiagonal(n: int, m: int, seeds: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Diagonals (n, seeds) and subdiagonals (n - 1, seeds) with the singular values of Gaussian n x m matrices."""
+    diagonal = rng.chisquare(np.arange(m, m - n, -1)[:, None], (n, seeds))
+    below = rng.chisquare(np.arange(n - 1, 0, -1)[:, None], (n - 1, seeds))
+    return np.sqrt(diagonal), np.sqrt(below)
+
+
+def count_below(diagonal: np.ndarray, below: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """How many singular values lie below t (k, seeds): (k, seeds).
+
+    They and their negatives are the eigenvalues of the symmetric tridiagonal matrix with zeros on its diagonal and the
+    bidiagonal one's entries beside it; as many of those lie below t as its LDL^T less t has negative pivots.
+    """
+    beside = np.zeros((2 * len(diagonal) - 1, diagonal.shape[1]))
+    beside[0::2], beside[1::2] = diagonal**2, below**2
+    pivot = -np.broadcast_to(t, np.broadcast_shapes(np.shape(t), (1, diagonal.shape[1])))
+    count = (pivot < 0).astype(int)
+    for square in beside:
+        pivot = -t - square / np.where(pivot == 0, np.finfo(float).tiny, pivot)
+        count += pivot < 0
+    return count - len(diagonal)
+
+
+def reach(steps: Coefficients) -> float:
+    """The s from which on p(s) >= 0.5. Raises ValueError where p falls below again, so that there is none."""
+    s = np.geomspace(1e-7, 1, 200_001)
+    low = polynomial(s, steps) < 0.5
+    if (np.diff(low.astype(int)) > 0).any():
+        raise ValueError(f"p falls below 0.5 again after it has reached it: {steps}")
+    return float(s[low][-1])
+
+
+def svd_row(n: int) -> dict[str, Any]:
+    """Of square Gaussian matrices, by SVD; the law is that the last two columns are the same for every size."""
+    seeds, found = max(2, 4096 // n), []
+    for seed in range(seeds):
+        s = np.linalg.svd(np.random.default_rng([n, seed]).standard_normal((n, n)), compute_uv=False)
+        found.append(s / np.linalg.norm(s))
+    s, cells = np.array(found), {}
+    for name, steps in {**SETS, "auto": auto_coefficients(n, n)}.items():
+        shares = 100 * (polynomial(s, steps) < 0.5).mean(axis=1)
+        cells[name] = f"{shares.mean():.2f} ± {shares.std() / np.sqrt(seeds):.2f}"
+    scaled = s * np.sqrt(n)
+    law = {"median √n": f"{np.median(scaled):.3f}", "max √n": f"{scaled.max(axis=1).mean():.3f}"}
+    return {"rows": n, "matrices": seeds, **cells, **law}
+
+
+def show(tables: dict[str, list[dict[str, Any]]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 190)
+    for title, rows in tables.items():
+        table = Table(*rows[0], title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+        for before, cells in zip([None, *rows], rows, strict=False):
+            if before and len(rows) > len(SIZES) and before["rows"] != cells["rows"]:
+                table.add_section()
+            table.add_row(*map(str, cells.values()))
+        console.print(table)
+
+
+COLOURS = ["#cfc6c4", "#9a8c98", "#6b6580", "#22223b", "#3a8f4d", "#e07a1f", "#8a4fb0", "#0b6fb8"]  # auto is the last
+STYLES = {"polar_express": "--", "you": "--"}  # they lie on cans and on jordan x5
+INK = "#22223b"
+
+
+def draw(file: Path) -> None:
+    """Three pictures: the shares by size, the shares by aspect, and the polynomials behind them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 5), layout="constrained", facecolor="white")
+    by_size, by_aspect, polynomials = figure.subplots(1, 3)
+    draw_shares(by_size, {n: (n, n) for n in SIZES})
+    by_size.set(xlabel="rows = columns", ylabel="percent left below 0.5")
+    by_size.set_title("a fixed number of steps leaves more behind as matrices grow", loc="left", size=10, color=INK)
+    n = SIZES[-1]
+    draw_shares(by_aspect, {aspect: (n, round(aspect * n)) for aspect in NEARLY_SQUARE})
+    by_aspect.set(xlabel="columns / rows", ylabel="percent left below 0.5")
+    by_aspect.set_title(f"but only where they are nearly square: {n} rows", loc="left", size=10, color=INK)
+    draw_polynomials(polynomials)
+    figure.legend(*by_size.get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False)
+    figure.savefig(file, dpi=150)
+
+
+def draw_shares(axes: Any, shapes: dict[float, tuple[int, int]]) -> None:
+    """Shares in percent, of every set and of auto, by the keys of shapes."""
+    found = [share_left(n, m, {**SETS, "auto": auto_coefficients(n, m)}) for n, m in shapes.values()]
+    at = range(len(shapes))
+    for name, colour in zip([*SETS, "auto"], COLOURS, strict=True):
+        means, errors = (100 * np.array([shares[name][i] for shares in found]) for i in (0, 1))
+        style = {"lw": 3, "ms": 6, "zorder": 3} if name == "auto" else {"lw": 1.5, "ms": 4}
+        axes.errorbar(at, means, errors, marker="o", color=colour, label=name, ls=STYLES.get(name, "-"), **style)
+    axes.axhline(0.1, color=INK, linewidth=0.8)
+    axes.set_yscale("symlog", linthresh=0.01, linscale=0.4)
+    axes.set_ylim(bottom=0)
+    axes.set_yticks([0, 0.01, 0.1, 1, 10], ["0", "0.01", "0.1", "1", "10"])
+    axes.set_xticks(at, [f"{key:g}" for key in shapes])
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_polynomials(axes: Any) -> None:
+    """Each p up to where it first is one; and where 0.1 % of a square matrix's singular values lie below."""
+    s, longer = np.geomspace(1e-6, 1e-2, 2001), {k: (LONG[0], *LONG[1 - k :]) for k in (6, 7, 8)}
+    curves = [
+        (steps, colour, STYLES.get(name, "-")) for (name, steps), colour in zip(SETS.items(), COLOURS, strict=False)
+    ]
+    curves += [(longer[k], COLOURS[-1], style) for k, style in ((6, ":"), (7, "--"), (8, "-"))]
+    for steps, colour, style in curves:
+        p = polynomial(s, steps)
+        end = int(np.argmax(p >= 1)) or len(s)
+        axes.plot(s[:end], p[:end], style, color=colour, linewidth=2.2 if colour == COLOURS[-1] else 1.5)
+    for k, steps in longer.items():
+        axes.text(reach(steps), 0.53, f"{k} ", color=COLOURS[-1], ha="right", weight="bold")
+    for size in (128, 1024, 8192):
+        axes.axvline(x := np.pi / 2 * 1e-3 / np.sqrt(size), color="#b8b8c8", linewidth=1, zorder=0)
+        axes.text(x, 1.03, f"{size}", size=8, ha="center", color=INK)
+    axes.axhline(0.5, color=INK, linewidth=0.8)
+    axes.set(xscale="log", ylim=(0, 1.07), xlabel="singular value / Frobenius norm", ylabel="after Newton-Schulz")
+    axes.set_title("grey: 0.1 % of a square matrix of that size lie below", loc="left", size=10, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+if __name__ == "__main__":
+    main()
