@@ -99,6 +99,8 @@ def test_auto_costs_nothing_where_it_is_not_needed(n):
 def test_only_auto_is_replaced():
     assert steps_for("auto", 256, 256) == auto_coefficients(256, 256) != JORDAN
     assert steps_for(JORDAN, 256, 256) is JORDAN
+    with pytest.raises(ValueError, match="coefficients is 'jordan', but must be"):
+        steps_for("jordan", 256, 256)
 
 
 def test_no_singular_value_of_a_rectangle_is_expected_below_the_edge():

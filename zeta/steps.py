@@ -30,8 +30,12 @@ LONG: Coefficients = (
 
 
 def steps_for(coefficients: Steps, rows: int, cols: int) -> Coefficients:
-    """The coefficients themselves; for "auto" `auto_coefficients` of the shape."""
-    return auto_coefficients(rows, cols) if coefficients == "auto" else coefficients
+    """The coefficients themselves; for "auto" `auto_coefficients`. Raises ValueError for any other word."""
+    if not isinstance(coefficients, str):
+        return coefficients
+    if coefficients != "auto":
+        raise ValueError(f'coefficients is {coefficients!r}, but must be "auto" or ((a, b, c), ...), one for each step')
+    return auto_coefficients(rows, cols)
 
 
 def auto_coefficients(rows: int, cols: int) -> Coefficients:
@@ -43,8 +47,12 @@ def auto_coefficients(rows: int, cols: int) -> Coefficients:
     fill the other directions with noise, where `jordan` errs by 3e-5 in float32 and by 0.6 in bfloat16.
     """
     s = smallest(rows, cols)
-    candidates = [COEFFICIENTS["jordan"], *((LONG[0], *LONG[1 - k :]) for k in (6, 7, 8))]
-    return next((steps for steps in candidates if polynomial(s, steps) >= 0.5), candidates[-1])
+    if polynomial(s, COEFFICIENTS["jordan"]) >= 0.5:
+        return COEFFICIENTS["jordan"]
+    for k in (6, 7):
+        if polynomial(s, steps := (LONG[0], *LONG[1 - k :])) >= 0.5:
+            return steps
+    return LONG
 
 
 def smallest(rows: int, cols: int) -> float:
