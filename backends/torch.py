@@ -1,7 +1,7 @@
 """Zeta for torch on CPU, CUDA and MPS: a `torch.optim.Optimizer` for all of a model's parameters."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import inf, sqrt
 from typing import Any
 
@@ -9,14 +9,32 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from zeta import family
 from zeta.core import COEFFICIENTS, Coefficients, Hyper
 from zeta.layout import Route, batches, piece
+from zeta.stages import Keeps
 
+from .torch_distributed import Ranks
 from .torch_groups import check_gradients, check_group, group_routes, param_groups
-from .torch_newton_schulz import matrix_norm, newton_schulz, newton_schulz_
+from .torch_newton_schulz import matrix_norm, newton_schulz, newton_schulz_, stack, unstack
+from .torch_places import gradient, mine
 from .torch_state import VERSION, check_state, load_values, prepare, round_back, widen
 
-__all__ = ["Zeta", "newton_schulz", "param_groups"]
+__all__ = [
+    "SOAP",
+    "AdaGO",
+    "AdaMuon",
+    "Dion2",
+    "Muon",
+    "NorMuon",
+    "OLion",
+    "Schattor",
+    "Shampoo",
+    "Signum",
+    "Zeta",
+    "newton_schulz",
+    "param_groups",
+]
 
 _DEFAULT = Hyper()
 Batch = dict[tuple[Tensor, int], tuple[int, ...]]
@@ -31,6 +49,11 @@ class Zeta(torch.optim.Optimizer):
     ValueError for values out of range, TypeError for sparse or complex gradients, always before anything is changed.
     """
 
+    @property
+    def keeps(self) -> Keeps:
+        """What is kept for a matrix."""
+        return family.zeta.keeps
+
     def __init__(
         self,
         params: Any,
@@ -43,7 +66,11 @@ class Zeta(torch.optim.Optimizer):
         ns_dtype: torch.dtype | None = None,
         treatment: str | None = None,
         maximize: bool = False,
+        process_group: Any = None,
+        shard_state: bool = False,
+        comm_dtype: torch.dtype | None = None,
     ) -> None:
+        self._ranks = Ranks(process_group, shard_state, comm_dtype)
         defaults: dict[str, Any] = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         defaults |= dict(coefficients=coefficients, ns_dtype=ns_dtype, treatment=treatment, maximize=maximize)
         super().__init__(params, defaults | {"version": VERSION})
@@ -67,6 +94,11 @@ class Zeta(torch.optim.Optimizer):
                 stacklevel=3,
             )
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if not hasattr(self, "_ranks"):  # a copy: process groups are not copied, so it steps alone
+            self._ranks = Ranks()
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes one step; returns the closure's loss, if one is given."""
@@ -79,10 +111,16 @@ class Zeta(torch.optim.Optimizer):
             with_routes = zip(group["params"], group["routes"], strict=True)
             routes = {p: Route(*r) for p, r in with_routes if p.grad is not None}
             for p, r in routes.items():
-                prepare(self.state[p], p, r)
+                prepare(self.state[p], p, r, self.keeps, self._ranks.place(p))
             self._adamw(group, [p for p, r in routes.items() if r.treatment == "adamw"])
-            for batch in batches({p: (r, (p.dtype, p.device)) for p, r in routes.items() if r.treatment == "zeta"}):
+            matrices = {p: r for p, r in routes.items() if r.treatment == "zeta"}
+            alone: dict[Any, tuple[Route, Any]] = {
+                p: (r, (p.dtype, p.device)) for p, r in matrices.items() if self._ranks.place(p) is None
+            }
+            for batch in batches(alone):
                 self._zeta(group, batch, routes)
+            self._ranks.step(self.state, group, {p: r for p, r in matrices.items() if p not in alone})
+            self._ranks.publish(routes)
         return loss
 
     def _zeta(self, group: dict[str, Any], batch: Batch, routes: dict[Tensor, Route]) -> None:
@@ -120,41 +158,47 @@ class Zeta(torch.optim.Optimizer):
 
     def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """torch's own AdamW, on float32 copies of what is narrower."""
-        keys = ("exp_avg", "exp_avg_sq", "step")
         for narrow in (False, True):
             some = [p for p in params if ("remainder" in self.state[p]) == narrow]
             if not some:
                 continue
-            m, v, steps = ([self.state[p][key] for p in some] for key in keys)
-            rests = [self.state[p]["remainder"] for p in some] if narrow else []
-            wide = widen(some, rests) if narrow else some
-            own: list[Any] = [p.grad for p in some]
-            grads = widen(own) if narrow else own
+
+            def local(values: Iterable[Any], some: list[Tensor] = some) -> list[Tensor]:
+                return [mine(value, self._ranks.place(p)) for p, value in zip(some, values, strict=True)]
+
+            m, v = (local(self.state[p][key] for p in some) for key in ("exp_avg", "exp_avg_sq"))
+            steps = [self.state[p]["step"] for p in some]
+            rests = local(self.state[p]["remainder"] for p in some) if narrow else []
+            params, grads = local(some), local(map(gradient, some))
+            wide = widen(params, rests) if narrow else params
+            grads = widen(grads) if narrow else grads
             names: dict[str, Any] = {name: group[name] for name in ("lr", "eps", "weight_decay", "maximize")}
             b1, b2 = group["betas"]
             traced = torch.compiler.is_compiling()  # torch.compile, torch 2.13, does not trace into the fused form
             names |= dict(fused=not traced, foreach=traced, capturable=traced, amsgrad=False)
             adamw(wide, grads, m, v, [], steps, beta1=b1, beta2=b2, **names)
             if narrow:
-                round_back(some, rests, wide)
+                round_back(params, rests, wide)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues from what `state_dict()` gave: float32 moments stay float32, nothing is shared with the argument.
 
         Raises ValueError for state of other shapes, of another optimizer or version, and changes nothing then.
         """
-        check_state(self.param_groups, state_dict)
+        check_state(self.param_groups, state_dict, self.keeps)
         super().load_state_dict(state_dict)
         load_values(self.state, self.param_groups, state_dict)
 
 
-def stack(arrays: list[Tensor], views: list[tuple[int, ...]], out: Tensor | None = None) -> Tensor:
-    """(count, rows, cols) of all arrays together, each seen as (count, rows, cols)."""
-    return torch.cat([a.reshape(view) for a, view in zip(arrays, views, strict=True)], out=out)
-
-
-def unstack(stacked: Tensor, like: list[Tensor]) -> list[Tensor]:
-    """The stack in pieces of the shapes of `like`."""
-    size = stacked[0].numel()
-    parts = torch.split(stacked, [a.numel() // size for a in like])
-    return [part.reshape(a.shape) for part, a in zip(parts, like, strict=True)]
+from .torch_family import (  # noqa: E402 (which subclasses Zeta)
+    SOAP,
+    AdaGO,
+    AdaMuon,
+    Dion2,
+    Muon,
+    NorMuon,
+    OLion,
+    Schattor,
+    Shampoo,
+    Signum,
+)

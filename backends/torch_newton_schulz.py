@@ -122,3 +122,15 @@ def multiply(a: Tensor, b: Tensor, c: Tensor | None = None, beta: float = 0.0, a
     if c is None:
         return a @ b if alpha == 1 else torch.baddbmm(a.new_zeros(1, 1, 1), a, b, beta=0, alpha=alpha)
     return torch.baddbmm(c, a, b, beta=beta, alpha=alpha)
+
+
+def stack(arrays: list[Tensor], views: list[tuple[int, ...]], out: Tensor | None = None) -> Tensor:
+    """(count, rows, cols) of all arrays together, each seen as (count, rows, cols)."""
+    return torch.cat([a.reshape(view) for a, view in zip(arrays, views, strict=True)], out=out)
+
+
+def unstack(stacked: Tensor, like: list[Tensor]) -> list[Tensor]:
+    """The stack in pieces of the shapes of `like`."""
+    size = stacked[0].numel()
+    parts = torch.split(stacked, [a.numel() // size for a in like])
+    return [part.reshape(a.shape) for part, a in zip(parts, like, strict=True)]

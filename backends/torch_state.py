@@ -14,24 +14,37 @@ import torch
 from torch import Tensor
 
 from zeta.layout import Route
+from zeta.stages import Keeps
+from zeta.storage import stored
+
+from .torch_places import Place, zeros
 
 VERSION = 1  # of the state's form
 
 
-def prepare(state: dict[str, Tensor], p: Tensor, route: Route) -> None:
+def wanted(p: Tensor, route: Route, keeps: Keeps) -> dict[str, tuple[int, ...]]:
+    """The arrays that this parameter needs, by their shapes; `keeps` is the rule's for the matrices."""
+    if route.treatment == "adamw":
+        return {"exp_avg": tuple(p.shape), "exp_avg_sq": tuple(p.shape), "step": ()}
+    return stored(keeps, route, tuple(p.shape))
+
+
+def prepare(state: dict[str, Tensor], p: Tensor, route: Route, keeps: Keeps, place: Place | None = None) -> None:
     """Zeros for whatever the parameter lacks; what it has is moved to its device."""
     wide = torch.promote_types(p.dtype, torch.float32)
     if any(value.device != p.device for value in state.values()):
         state.update({name: value.to(p.device) for name, value in state.items()})
-    for name in ("exp_avg", "exp_avg_sq"):
-        if name not in state:
-            state[name] = torch.zeros(p.shape, dtype=wide, device=p.device)
-    if route.treatment == "adamw" and "step" not in state:
-        state["step"] = torch.zeros((), device=p.device)
+    for name, shape in wanted(p, route, keeps).items():
+        if name in state:
+            continue
+        if name != "step" and shape == p.shape:
+            state[name] = zeros(p, wide, place)
+        else:
+            state[name] = torch.zeros(shape, dtype=torch.float32 if name == "step" else wide, device=p.device)
     if p.dtype == wide:
         state.pop("remainder", None)  # of a parameter that was narrower before
     elif "remainder" not in state or state["remainder"].dtype != p.dtype:
-        state["remainder"] = torch.zeros_like(p)
+        state["remainder"] = zeros(p, p.dtype, place)
 
 
 def widen(params: list[Any], remainders: list[Tensor] | None = None) -> list[Tensor]:
@@ -50,24 +63,29 @@ def round_back(params: list[Tensor], remainders: list[Tensor], wide: list[Tensor
     torch._foreach_copy_(remainders, wide)
 
 
-def check_state(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> None:
-    """Raises ValueError where the state is not Zeta's, of another version, or of other parameters."""
+def check_state(groups: list[dict[str, Any]], state_dict: dict[str, Any], keeps: Keeps) -> None:
+    """Raises ValueError where the state is another optimizer's, of another version, or of other parameters."""
     for group in state_dict["param_groups"]:
         if "version" not in group or "routes" not in group:
             raise ValueError(f"this is another optimizer's state, with groups of {sorted(group)}: start anew")
         if group["version"] != VERSION:
             raise ValueError(f"the state has version {group['version']}, this zeta reads {VERSION}: install that")
     for p, saved, route in _pairs(groups, state_dict):
-        keys = {"exp_avg", "exp_avg_sq"} | ({"step"} if Route(*route).treatment == "adamw" else set())
-        if keys - saved.keys() or saved.keys() - keys - {"remainder"}:
+        shapes = wanted(p, Route(*route), keeps)
+        if shapes.keys() - saved.keys() or saved.keys() - shapes.keys() - {"remainder"}:
             raise ValueError(
-                f"a parameter of shape {tuple(p.shape)} needs {sorted(keys)}, but the state {sorted(saved)}"
+                f"a parameter of shape {tuple(p.shape)} needs {sorted(shapes)}, but the state {sorted(saved)}"
             )
-        for name in ("exp_avg", "exp_avg_sq"):
-            if saved[name].shape != p.shape:
-                shapes = f"{tuple(saved[name].shape)}, but its parameter {tuple(p.shape)}"
-                raise ValueError(f"the state's {name} has shape {shapes}: it belongs to another model")
+        for name, shape in shapes.items():
+            if tuple(saved[name].shape) != shape:
+                raise ValueError(
+                    f"the state's {name} has shape {tuple(saved[name].shape)}, but a parameter of shape "
+                    f"{tuple(p.shape)} needs {shape}: it belongs to another model"
+                )
     for group, saved in zip(groups, state_dict["param_groups"], strict=False):
+        if saved.get("rule") != group.get("rule"):
+            rules = f"{saved.get('rule', 'Zeta')}, this optimizer {group.get('rule', 'Zeta')}"
+            raise ValueError(f"the state's matrices moved by {rules}: start anew")
         if list(map(tuple, saved["routes"])) != list(map(tuple, group["routes"])):
             raise ValueError("the state is of other matrices: build the optimizer with the routes it was saved with")
 
@@ -77,7 +95,7 @@ def load_values(state: dict[Any, Any], groups: list[dict[str, Any]], state_dict:
     for p, saved, _ in _pairs(groups, state_dict):
         wide = torch.promote_types(p.dtype, torch.float32)
         for name, value in saved.items():
-            dtype = wide if name in ("exp_avg", "exp_avg_sq") else value.dtype
+            dtype = value.dtype if name in ("step", "remainder") else wide
             state[p][name] = value.to(device=p.device, dtype=dtype, copy=True)
 
 

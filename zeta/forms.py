@@ -6,7 +6,7 @@ matrices of the iteration are polynomials of X X^T, so they commute and their pr
 
 from collections.abc import Callable, Iterator
 
-from zeta.core import Array, Coefficients
+from zeta.core import COEFFICIENTS, Array, Coefficients
 
 Product = Callable[..., Array]
 
@@ -59,7 +59,7 @@ def segments(coefficients: Coefficients) -> Iterator[Coefficients]:
     yield coefficients[start:]
 
 
-def flops(rows: int, cols: int, coefficients: Coefficients) -> int:
+def flops(rows: int, cols: int, coefficients: Coefficients = COEFFICIENTS["jordan"]) -> int:
     """The operations that `iterate` takes for one matrix, each product counted whole: 2 n m k."""
     n, m = sorted((rows, cols))
     square, long = 2 * n**3, 2 * n * n * m

@@ -5,12 +5,11 @@ whitening work entry by entry, so they stay where the entries are. A matrix's sp
 one owner, to whom the ranks send their parts and who sends back theirs.
 """
 
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from itertools import pairwise, product
 from math import ceil, prod
 from typing import NamedTuple
 
-from zeta.core import COEFFICIENTS
 from zeta.forms import flops
 from zeta.layout import BATCH_ENTRIES, Route, shapes
 
@@ -56,16 +55,12 @@ def held(
 
 
 def units(key: Hashable, shape: tuple[int, ...], route: Route, holders: list[Held]) -> Iterator[Unit]:
-    """The parameter whole; a stack of matrices in ranges, so that every rank gets some, cut where the ranks' parts are."""
+    """The parameter whole; a stack of matrices in ranges, as many as ranks, cut where the ranks' parts are."""
     count, rows, cols = route.matrices
     stacked = len(shape) > 2 and cols == shape[-1] and count % prod(shape[:-2]) == 0  # not a convolution
     n, ranks = shape[0], len(holders)
-    ends = {0, n}
-    if stacked:
-        ends |= {n * k // ranks for k in range(ranks)} | {
-            end for h in holders for end in (h.box[0].start, h.box[0].stop)
-        }
-    for start, stop in pairwise(sorted(ends)):
+    even = {n * k // ranks for k in range(ranks)} | {h.box[0].start for h in holders} if stacked else {0}
+    for start, stop in pairwise(sorted(even | {n})):
         size = stop - start
         yield Unit(key, start, (size, *shape[1:]), route._replace(matrices=(count * size // n, rows, cols)))
 
@@ -101,12 +96,12 @@ def plan(arrays: dict[Hashable, tuple[tuple[int, ...], Route, Hashable, list[Hel
     ranks = max(len(holders) for _, _, _, holders in arrays.values())
     found = [u for key, (shape, route, _, holders) in arrays.items() for u in units(key, shape, route, holders)]
     able = [[r for r, h in enumerate(arrays[u.key][3]) if part(h.box, u) == whole(u.shape)] for u in found]
-    costs = [sum(n * flops(*shape, COEFFICIENTS["jordan"]) for n, *shape in shapes(u.route)) for u in found]
+    costs = [sum(n * flops(rows, cols) for n, rows, cols in shapes(u.route)) for u in found]
     cap = max(ranks * BATCH_ENTRIES, sum(prod(u.shape) for u in found) // 8)
     done: list[list[tuple[Unit, int]]] = []
     unfinished: dict[Hashable, list[tuple[Unit, int]]] = {}
     for unit, owner in zip(found, balance(costs, ranks, able), strict=True):
-        alike = (unit.shape, unit.route.parts, unit.route.axis, arrays[unit.key][2])
+        alike = (unit.shape, arrays[unit.key][2])
         batch = unfinished.setdefault(alike, [])
         if (len(batch) + 1) * prod(unit.shape) > cap and len(batch) >= ranks:
             done.append(batch)
@@ -125,6 +120,27 @@ def balance(costs: Sequence[float], ranks: int, able: Sequence[Collection[int]] 
         found[i] = min((able and able[i]) or range(ranks), key=lambda rank: loads[rank])
         loads[found[i]] += costs[i]
     return found
+
+
+def sent(batches: list[list[tuple[Unit, int]]], holders: Mapping[Hashable, list[Held]]) -> list[int]:
+    """The entries that each rank sends to others in a step; one for each row tells whether its gradient is zero."""
+    entries = [0] * max(map(len, holders.values()))
+    for unit, owner in (task for batch in batches for task in batch):
+        for rank, at in senders(unit, owner, holders[unit.key]):
+            entries[rank] += (rank != owner) * (prod(size(at)) + prod(size(across(at, unit.route))))
+        for rank, at in receivers(unit, holders[unit.key]):
+            entries[owner] += (rank != owner) * prod(size(at))
+    return entries
+
+
+def across(box: Box, route: Route) -> Box:
+    """The box with the axis that is not cut into parts taken as one entry."""
+    axis = len(box) - 3 - route.axis
+    return (*box[:axis], slice(0, 1), *box[axis + 1 :])
+
+
+def size(box: Box) -> tuple[int, ...]:
+    return tuple(s.stop - s.start for s in box)
 
 
 def whole(shape: Sequence[int]) -> Box:

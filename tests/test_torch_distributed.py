@@ -1,0 +1,79 @@
+"""Ranks of torch.distributed: however the parameters lie on them, ten steps are those of one process."""
+
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch_ranks  # noqa: E402
+from torch.multiprocessing import start_processes  # noqa: E402
+from torch_ranks import Model, mlp, optimizer, read, start, train, train_mlp  # noqa: E402
+
+FLOAT32 = 6e-5  # of the distance moved: that of float32 products in zeta/machine.py
+ONCE_ROUNDED = 4e-3  # updates rounded to bfloat16 on the way, 2 ** -9 each
+EVERYWHERE = ["copies", "copies, state shared out", "rows", "columns", "experts"]
+HALF = ["half precision", "half precision, state shared out"]
+CASES = [(ranks, name) for ranks in (1, 2, 4) for name in EVERYWHERE + HALF * (ranks > 1)]
+CASES += [(2, "tensor parallel"), (4, "rows, twice"), (4, "tensor parallel, rows")]
+Results = Callable[[int], list[dict[str, dict[str, np.ndarray]]]]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: Any) -> Results:
+    """{arrangement: arrays} of each rank, given their number, which is started once."""
+    folder, found = tmp_path_factory.mktemp("ranks"), {}
+    get_context("forkserver").set_forkserver_preload(["torch_ranks"])  # torch is imported once for all ranks
+
+    def run(ranks: int) -> list[Any]:
+        if ranks not in found:
+            start_processes(torch_ranks.main, (ranks, str(folder)), nprocs=ranks, start_method="forkserver")
+            files = [Path(folder, f"{ranks}-{rank}.pt") for rank in range(ranks)]
+            found[ranks] = [torch.load(file, weights_only=False) for file in files]
+        return found[ranks]
+
+    return run
+
+
+def one_process(name: str) -> dict[str, np.ndarray]:
+    if name.startswith("tensor parallel"):
+        return train_mlp(mlp())
+    model = Model(torch.bfloat16 if name in HALF else torch.float32)
+    opt = optimizer(model)
+    train(model, opt)
+    return read(model, opt)
+
+
+def distance(name: str, got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> float:
+    """The largest difference of any array, relative to how far it moved."""
+    before = start() if not name.startswith("tensor parallel") else {k: p.detach() for k, p in mlp().named_parameters()}
+
+    def far(key: str) -> float:
+        moved = np.linalg.norm(want[key] - np.asarray(before.get(key, 0)))
+        return float(np.linalg.norm(got[key] - want[key]) / (moved or 1))
+
+    return max(map(far, got))
+
+
+@pytest.mark.parametrize(("ranks", "name"), CASES)
+def test_ten_steps_are_those_of_one_process(results: Results, ranks: int, name: str) -> None:
+    got = [rank[name] for rank in results(ranks)]
+    assert distance(name, got[0], one_process(name)) < FLOAT32
+    for other in got[1:]:
+        assert all(np.array_equal(got[0][key], other[key]) for key in got[0])  # or they would drift apart
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_updates_can_travel_in_half_precision(results: Results, ranks: int) -> None:
+    name = "half precision on the way"
+    assert FLOAT32 < distance(name, results(ranks)[0][name], one_process(name)) < ONCE_ROUNDED
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_shards_taken_for_matrices_are_caught(results: Results, ranks: int) -> None:
+    name = "shards alone"
+    assert distance(name, results(ranks)[0][name], one_process(name)) > 1000 * FLOAT32

@@ -1,0 +1,201 @@
+"""What each rank of test_torch_distributed.py does: ten steps in every arrangement of parameters over ranks."""
+
+import faulthandler
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+from zeta import Route
+from zeta.backends.torch import Zeta
+
+STEPS = 10
+SHAPES = {
+    "wide": (24, 40),
+    "tall": (40, 24),
+    "odd": (5, 7),  # fewer rows than it takes to share them evenly
+    "row": (1, 9),
+    "qkv": (40, 24),
+    "fused_columns": (24, 30),
+    "heads": (36, 24),
+    "experts": (6, 16, 12),
+    "conv": (8, 4, 3, 3),
+    "embed": (30, 24),
+    "norm": (24,),
+    "scalar": (),
+    "frozen": (8, 8),
+}
+ROUTES = {
+    "qkv": Route("zeta", (1, 40, 24), "fused", (24, 8, 8)),
+    "fused_columns": Route("zeta", (1, 24, 30), "fused", (10, 20), -1),
+    "heads": Route("zeta", (1, 36, 24), "fused", (4, 4, 4), -2, 3),
+    "conv": Route("zeta", (2, 4, 36), "convolution in two groups"),
+    "embed": Route("adamw", (), "embedding"),
+    "norm": Route("adamw", (), "vector"),
+    "scalar": Route("adamw", (), "vector"),
+}
+OPTIONS: dict[str, Any] = dict(lr=0.02, weight_decay=0.1)
+
+
+def start() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+def gradients(step: int) -> dict[str, np.ndarray]:
+    """None for the frozen one; at some steps zero for an expert and for one part of a fused layer."""
+    rng = np.random.default_rng([1, step])
+    found = {name: rng.standard_normal(s).astype(np.float32) for name, s in SHAPES.items() if name != "frozen"}
+    if step % 3:
+        found["experts"][2], found["qkv"][24:32], found["fused_columns"][:, :10], found["heads"][:4] = 0, 0, 0, 0
+    return found
+
+
+class Model(nn.Module):
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        for name, array in start().items():
+            self.register_parameter(name, nn.Parameter(torch.tensor(array, dtype=dtype)))
+
+
+def optimizer(model: nn.Module, **options: Any) -> Zeta:
+    named = dict(model.named_parameters())
+    routes = [tuple(ROUTES.get(n) or Route("zeta", _stack(tuple(p.shape)), "matrix")) for n, p in named.items()]
+    return Zeta([{"params": list(named.items()), "routes": routes}], **OPTIONS | options)
+
+
+def _stack(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[0] if len(shape) > 2 else 1, *shape[-2:])
+
+
+def train(model: nn.Module, optimizer: Zeta, steps: range = range(STEPS)) -> None:
+    for step in steps:
+        grads = gradients(step)
+        for name, p in model.named_parameters():
+            if name in grads:
+                g = torch.tensor(grads[name], dtype=p.dtype)
+                p.grad = scatter(g, p) if isinstance(p, DTensor) else g
+        optimizer.step()
+
+
+def scatter(x: torch.Tensor, like: Any) -> DTensor:
+    return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)  # every rank has it
+
+
+def whole(x: Any) -> np.ndarray:
+    x = x.full_tensor() if isinstance(x, DTensor) else x
+    return np.asarray(x.detach().double())
+
+
+def read(model: nn.Module, optimizer: Zeta) -> dict[str, np.ndarray]:
+    """Parameters by name, moments as "KEY.NAME"."""
+    found = {name: whole(p) for name, p in model.named_parameters()}
+    for name, p in model.named_parameters():
+        found |= {f"{key}.{name}": whole(value) for key, value in optimizer.state.get(p, {}).items()}
+    return found
+
+
+def copies(dtype: torch.dtype = torch.float32, **options: Any) -> dict[str, np.ndarray]:
+    model = Model(dtype)
+    opt = optimizer(model, process_group=dist.group.WORLD, **options)
+    train(model, opt)
+    return read(model, opt)
+
+
+def fsdp(place: Callable[[nn.Parameter], Shard | None] | None = None, mesh: DeviceMesh | None = None) -> Any:
+    model = Model()
+    del model.scalar  # FSDP2 takes none
+    fully_shard(model, mesh=mesh, shard_placement_fn=place)
+    opt = optimizer(model)
+    train(model, opt)
+    return read(model, opt)
+
+
+def columns(p: nn.Parameter) -> Shard | None:
+    """FSDP2 shares the last axis out evenly or not at all."""
+    return Shard(p.ndim - 1) if p.ndim > 1 and p.shape[-1] % dist.get_world_size() == 0 else None
+
+
+def experts() -> dict[str, np.ndarray]:
+    """Experts on ranks of their own, all else copied, as DTensors."""
+    model, mesh = Model(), init_device_mesh("cpu", (dist.get_world_size(),))
+    for name, p in list(model.named_parameters()):
+        placement = Shard(0) if name == "experts" else Replicate()
+        model.register_parameter(name, nn.Parameter(distribute_tensor(p.data, mesh, [placement], src_data_rank=None)))
+    opt = optimizer(model)
+    train(model, opt)
+    return read(model, opt)
+
+
+def shards_alone() -> dict[str, np.ndarray]:
+    """The mistake that the other arrangements must not make: each shard taken for a matrix of its own."""
+    ranks, rank = dist.get_world_size(), dist.get_rank()
+    p = nn.Parameter(torch.tensor(start()["wide"]).chunk(ranks, 1)[rank].clone())
+    opt = Zeta([("wide", p)], **OPTIONS)
+    for step in range(STEPS):
+        p.grad = torch.tensor(gradients(step)["wide"]).chunk(ranks, 1)[rank].clone()
+        opt.step()
+    parts = [torch.empty_like(p) for _ in range(ranks)]
+    dist.all_gather(parts, p.detach())
+    return {"wide": whole(torch.cat(parts, 1))}
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 16))
+
+
+def train_mlp(model: nn.Module) -> dict[str, np.ndarray]:
+    """Ten real steps, with the gradients of a backward pass, the same data on every rank."""
+    opt, rng = Zeta(model.named_parameters(), **OPTIONS), np.random.default_rng(2)
+    for _ in range(STEPS):
+        x = torch.tensor(rng.standard_normal((8, 16)), dtype=torch.float32)
+        opt.zero_grad()
+        (model(x) - x).square().mean().backward()
+        opt.step()
+    return read(model, opt)
+
+
+def tensor_parallel(mesh: DeviceMesh) -> nn.Module:
+    return parallelize_module(mlp(), mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+
+
+def arrangements() -> Iterator[tuple[str, Any]]:
+    """Everything there is to try with this number of ranks."""
+    ranks = dist.get_world_size()
+    yield "copies", copies
+    yield "copies, state shared out", partial(copies, shard_state=True)
+    yield "rows", fsdp
+    yield "columns", partial(fsdp, columns)
+    yield "experts", experts
+    yield "half precision", partial(copies, torch.bfloat16)
+    yield "half precision, state shared out", partial(copies, torch.bfloat16, shard_state=True)
+    yield "half precision on the way", partial(copies, shard_state=True, comm_dtype=torch.bfloat16)
+    yield "shards alone", shards_alone
+    if ranks == 2:
+        yield "tensor parallel", lambda: train_mlp(tensor_parallel(init_device_mesh("cpu", (2,))))
+    if ranks == 4:
+        names = dict(mesh_dim_names=("outer", "inner"))
+        mesh = init_device_mesh("cpu", (2, 2), **names)
+        yield "rows, twice", partial(fsdp, None, mesh)
+        yield (
+            "tensor parallel, rows",
+            lambda: train_mlp(fully_shard(tensor_parallel(mesh["inner"]), mesh=mesh["outer"])),
+        )
+
+
+def main(rank: int, ranks: int, folder: str) -> None:
+    """Writes {arrangement: arrays} to folder/RANKS-RANK.pt."""
+    faulthandler.dump_traceback_later(100, exit=True)  # ranks that wait for one another would do so for ever
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store-{ranks}", rank=rank, world_size=ranks)
+    torch.save({name: run() for name, run in arrangements()}, f"{folder}/{ranks}-{rank}.pt")
+    dist.destroy_process_group()
