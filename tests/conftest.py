@@ -44,17 +44,18 @@ def rng() -> np.random.Generator:
 
 @dataclass
 class TorchRun:
-    """torch's `Zeta` over parameters given as NumPy arrays."""
+    """torch's `Zeta`, or another class of its backend, over parameters given as NumPy arrays."""
 
     params: dict[str, np.ndarray]
     options: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
     lr: str = "lr"
+    kind: str = "Zeta"
 
     def __post_init__(self) -> None:
         import torch
 
-        from zeta.backends.torch import Zeta
+        from zeta.backends import torch as backend
 
         self.tensors = {k: torch.nn.Parameter(self.array(p)) for k, p in self.params.items()}
         options = dict(self.options)
@@ -62,7 +63,7 @@ class TorchRun:
         group = {"params": list(self.tensors.items())}
         if routes:
             group["routes"] = [tuple(routes[name]) for name in self.tensors]
-        self.optimizer = Zeta([group], **options)
+        self.optimizer = getattr(backend, self.kind)([group], **options)
 
     def array(self, x: np.ndarray) -> Any:
         import torch
@@ -97,21 +98,22 @@ class TorchRun:
 
 @dataclass
 class MlxRun:
-    """MLX's `Zeta` over parameters given as NumPy arrays."""
+    """MLX's `Zeta`, or another class of its backend, over parameters given as NumPy arrays."""
 
     params: dict[str, np.ndarray]
     options: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
     lr: str = "learning_rate"
+    kind: str = "Zeta"
 
     def __post_init__(self) -> None:
         from mlx.utils import tree_unflatten
 
-        from zeta.backends.mlx import Zeta
+        from zeta.backends import mlx as backend
 
         self.tree = tree_unflatten([(name, self.array(p)) for name, p in self.params.items()])
         options = {self.lr if name == "lr" else name: value for name, value in self.options.items()}
-        self.optimizer = Zeta(**options)
+        self.optimizer = getattr(backend, self.kind)(**options)
 
     def array(self, x: np.ndarray) -> Any:
         import mlx.core as mx
