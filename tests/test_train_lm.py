@@ -142,25 +142,6 @@ def test_killed_and_resumed_is_uninterrupted(tmp_path: Path, data: Path, moment:
     assert_same_run(out, tmp_path / "whole")
 
 
-@pytest.mark.parametrize("optimizer", ["zeta", "adamw"])
-@pytest.mark.parametrize("first, then", [("torch", "mlx"), ("mlx", "torch")])
-def test_a_run_can_change_libraries(
-    tmp_path: Path, data: Path, optimizer: str, first: str, then: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("torch")
-    pytest.importorskip("mlx.core")
-    assert run(tmp_path / "whole", data, f"--optimizer {optimizer}") == 0
-    interrupt(monkeypatch, first, [4])
-    out = tmp_path / "both"
-    assert run(out, data, f"--optimizer {optimizer}", first) == 130
-    assert run(out, data, "--resume", then) == 0
-    got, want = lines(out), lines(tmp_path / "whole")
-    assert [line["step"] for line in got] == [line["step"] for line in want]
-    for key in ("loss", "val_loss"):
-        values = [[line[key] for line in found if key in line] for found in (got, want)]
-        np.testing.assert_allclose(*values, rtol=1e-5)
-
-
 def test_steps_and_rates_may_change_on_resume(tmp_path: Path, data: Path) -> None:
     assert run(tmp_path, data, "--steps 3") == 0
     assert run(tmp_path, data, "--resume --steps 5 --lr 0.002") == 0
