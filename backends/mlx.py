@@ -9,10 +9,11 @@ from mlx.optimizers import Optimizer
 from mlx.utils import tree_map_with_path
 
 from zeta import adamw, core, family, forms
-from zeta.core import COEFFICIENTS, Coefficients, Hyper
+from zeta.core import COEFFICIENTS, Hyper
 from zeta.layout import Route, batches, check
 from zeta.routing import route, warn_of_doubts
 from zeta.stages import Keeps, Rule, Shape, entries
+from zeta.steps import Steps, steps_for
 from zeta.storage import part, viewed, whole
 
 from .mlx_distributed import shared, together
@@ -37,9 +38,7 @@ BLOCK = 64  # rows of a block of a symmetric product on the CPU; smaller ones co
 _DEFAULT = Hyper()
 
 
-def newton_schulz(
-    x: mx.array, coefficients: Coefficients = COEFFICIENTS["jordan"], dtype: mx.Dtype | None = None
-) -> mx.array:
+def newton_schulz(x: mx.array, coefficients: Steps = COEFFICIENTS["jordan"], dtype: mx.Dtype | None = None) -> mx.array:
     """x (..., rows, cols) with its singular values moved towards one; see `zeta.newton_schulz`.
 
     Products run in `dtype`, None for `working_dtype`; the norm is taken in float32. The result has x's dtype, and
@@ -90,6 +89,7 @@ class Zeta(Optimizer):
 
     `routes=zeta.routes(model)` reads the model; without, paths and shapes decide alone. `learning_rate` may be a
     schedule. Moments are float32; a narrower parameter keeps what rounding took off it, so that no small step is lost.
+    `coefficients="auto"` takes as many Newton-Schulz steps as a matrix's shape needs (`zeta.auto_coefficients`).
     With a `group` of ranks that hold the same parameters, each matrix is orthogonalised by one of them: give all the
     same gradients, `grads = mlx.nn.average_gradients(grads)`, and evaluate other collectives apart from the step.
     Raises ValueError for values out of range, and for a state that is not of this optimizer or of these parameters.
@@ -105,11 +105,12 @@ class Zeta(Optimizer):
         weight_decay: float = _DEFAULT.weight_decay,
         *,
         routes: Mapping[str, Route] | None = None,
-        coefficients: Coefficients = COEFFICIENTS["jordan"],
+        coefficients: Steps = COEFFICIENTS["jordan"],
         ns_dtype: mx.Dtype | None = None,
         group: mx.distributed.Group | None = None,
     ) -> None:
         Hyper(learning_rate, betas, eps, weight_decay)  # checks the values
+        steps_for(coefficients, 1, 1)  # as does this
         super().__init__()  # type: ignore[no-untyped-call]
         self.state[self._version] = mx.array(1)
         self._maybe_schedule("learning_rate", learning_rate)

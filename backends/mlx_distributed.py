@@ -10,9 +10,10 @@ from functools import partial
 
 import mlx.core as mx
 
-from zeta.core import Coefficients, Orthogonalize
+from zeta.core import Orthogonalize
 from zeta.forms import flops
 from zeta.sharing import balance
+from zeta.steps import Steps
 
 Stack = tuple[int, ...]  # (count, rows, cols)
 
@@ -26,7 +27,7 @@ def together(grads: dict[str, mx.array], group: mx.distributed.Group | None) -> 
 def shared(
     orthogonalize: Orthogonalize,
     stacks: Sequence[Stack],
-    coefficients: Coefficients,
+    coefficients: Steps,
     group: mx.distributed.Group | None,
 ) -> Iterator[Orthogonalize]:
     """`orthogonalize` for each stack of a step, with each matrix done by one rank; to be called in this order."""
@@ -38,7 +39,7 @@ def shared(
         yield partial(_share, owners, orthogonalize, group, before)
 
 
-def plan(stacks: Sequence[Stack], coefficients: Coefficients, ranks: int) -> list[list[int]]:
+def plan(stacks: Sequence[Stack], coefficients: Steps, ranks: int) -> list[list[int]]:
     """The owner of each matrix of each stack, such that the ranks have equal work over all stacks."""
     costs = [flops(rows, cols, coefficients) for count, rows, cols in stacks for _ in range(count)]
     owners = iter(balance(costs, ranks))

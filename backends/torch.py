@@ -10,14 +10,16 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from zeta import family
-from zeta.core import COEFFICIENTS, Coefficients, Hyper
+from zeta.core import COEFFICIENTS, Hyper
 from zeta.layout import Route, batches, piece
 from zeta.stages import Keeps
+from zeta.steps import Steps
 
 from .torch_distributed import Ranks
 from .torch_groups import check_gradients, check_group, group_routes, param_groups
 from .torch_newton_schulz import matrix_norm, newton_schulz, newton_schulz_, stack, unstack
-from .torch_places import gradient, mine
+from .torch_places import Place, gradient, mine
+from .torch_portable import load_named_state, named_state
 from .torch_state import VERSION, check_state, load_values, prepare, round_back, widen
 
 __all__ = [
@@ -32,6 +34,8 @@ __all__ = [
     "Shampoo",
     "Signum",
     "Zeta",
+    "load_named_state",
+    "named_state",
     "newton_schulz",
     "param_groups",
 ]
@@ -45,7 +49,8 @@ class Zeta(torch.optim.Optimizer):
 
     `param_groups` reads the model; with `model.named_parameters()` names and shapes decide alone. A group's `treatment`
     ("zeta" or "adamw") overrules them. Moments are float32 or better; a narrower parameter keeps what rounding took off
-    it, so that no small step is lost. Each group has its own copy of a tensor `lr`: change `group["lr"]`. Raises
+    it, so that no small step is lost. `coefficients="auto"` takes as many Newton-Schulz steps as a matrix's shape needs
+    (`zeta.auto_coefficients`). Each group has its own copy of a tensor `lr`: change `group["lr"]`. Raises
     ValueError for values out of range, TypeError for sparse or complex gradients, always before anything is changed.
     """
 
@@ -62,7 +67,7 @@ class Zeta(torch.optim.Optimizer):
         eps: float = _DEFAULT.eps,
         weight_decay: float = _DEFAULT.weight_decay,
         *,
-        coefficients: Coefficients = COEFFICIENTS["jordan"],
+        coefficients: Steps = COEFFICIENTS["jordan"],
         ns_dtype: torch.dtype | None = None,
         treatment: str | None = None,
         maximize: bool = False,
@@ -98,6 +103,10 @@ class Zeta(torch.optim.Optimizer):
         super().__setstate__(state)
         if not hasattr(self, "_ranks"):  # a copy: process groups are not copied, so it steps alone
             self._ranks = Ranks()
+
+    def place(self, p: Tensor) -> Place | None:
+        """Where the ranks keep p and its state; None where this process alone knows of it."""
+        return self._ranks.place(p)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -7,6 +7,7 @@ from torch import Tensor
 from zeta.core import Hyper
 from zeta.layout import Route, check
 from zeta.routing import overruled, route, warn_of_doubts
+from zeta.steps import steps_for
 from zeta.tree import Overrides, routes
 
 # What torch's schedulers write into a group, and names that people give them.
@@ -39,6 +40,7 @@ def check_group(group: dict[str, Any], known: set[str]) -> None:
     if group["treatment"] not in (None, "zeta", "adamw"):
         raise ValueError(f'treatment is {group["treatment"]!r}, but must be "zeta", "adamw" or None')
     Hyper(**{name: group[name] for name in ("lr", "betas", "eps", "weight_decay")})
+    steps_for(group["coefficients"], 1, 1)  # checks the word
 
 
 def group_routes(group: dict[str, Any]) -> list[tuple[Any, ...]]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from zeta import forms
-from zeta.core import COEFFICIENTS, Coefficients
+from zeta.core import COEFFICIENTS
+from zeta.steps import Steps
 
 BLOCK = 256  # rows of a block of a symmetric product; smaller blocks cost more in launches than they save
 KERNEL_ROWS = 1024  # from here the Triton kernel is used; below, published timings on an H100 favour cuBLAS
@@ -20,9 +21,7 @@ CACHE_BYTES = 1 << 20  # float32 bytes above which a CPU takes a stack in parts
 
 
 @torch.no_grad()
-def newton_schulz(
-    x: Tensor, coefficients: Coefficients = COEFFICIENTS["jordan"], dtype: torch.dtype | None = None
-) -> Tensor:
+def newton_schulz(x: Tensor, coefficients: Steps = COEFFICIENTS["jordan"], dtype: torch.dtype | None = None) -> Tensor:
     """x (..., rows, cols) with its singular values moved towards one; see `zeta.newton_schulz`.
 
     Products run in `dtype`, None for `working_dtype`; the norm is taken in float32 or better. The result has x's dtype.
@@ -33,7 +32,7 @@ def newton_schulz(
     return newton_schulz_(x.clone(memory_format=torch.contiguous_format), coefficients, dtype)
 
 
-def newton_schulz_(x: Tensor, coefficients: Coefficients, dtype: torch.dtype | None = None) -> Tensor:
+def newton_schulz_(x: Tensor, coefficients: Steps, dtype: torch.dtype | None = None) -> Tensor:
     """x (contiguous), overwritten by `newton_schulz(x)`."""
     if not x.is_floating_point():
         raise TypeError(f"x is {x.dtype}, but must be a floating-point tensor")

@@ -9,12 +9,14 @@ from types import ModuleType
 from zeta.core import COEFFICIENTS, Hyper, init, newton_schulz, update
 from zeta.layout import Route
 from zeta.routing import report, route
+from zeta.steps import auto_coefficients
 from zeta.tree import routes
 
 __all__ = [
     "COEFFICIENTS",
     "Hyper",
     "Route",
+    "auto_coefficients",
     "backend",
     "init",
     "newton_schulz",

@@ -63,6 +63,8 @@ def inspect(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
     try:
         records = find_records(args.path, args.lr)
+    except ModuleNotFoundError as error:
+        parser.error(f"{error}: pip install {error.name}")
     except (OSError, ValueError) as error:
         parser.error(str(error))
     if args.json:

@@ -7,6 +7,7 @@ matrices of the iteration are polynomials of X X^T, so they commute and their pr
 from collections.abc import Callable, Iterator
 
 from zeta.core import COEFFICIENTS, Array, Coefficients
+from zeta.steps import Steps, steps_for
 
 Product = Callable[..., Array]
 
@@ -18,11 +19,11 @@ GRAM_ROWS = 128  # below, it saves no time worth its rounding: in half precision
 RESTART_SLOPE = 50.0
 
 
-def iterate(x: Array, coefficients: Coefficients, symmetric: Product, multiply: Product) -> Array:
+def iterate(x: Array, coefficients: Steps, symmetric: Product, multiply: Product) -> Array:
     """The steps on x (batch, rows, cols), rows <= cols, Frobenius norms 1; multiply(a, x, c, beta) = a x + beta c."""
     rows, cols = x.shape[-2:]
     form = gram if rows >= GRAM_ROWS and cols >= GRAM_ASPECT * rows else direct
-    return form(x, coefficients, symmetric, multiply)
+    return form(x, steps_for(coefficients, rows, cols), symmetric, multiply)
 
 
 def direct(x: Array, coefficients: Coefficients, symmetric: Product, multiply: Product) -> Array:
@@ -59,9 +60,10 @@ def segments(coefficients: Coefficients) -> Iterator[Coefficients]:
     yield coefficients[start:]
 
 
-def flops(rows: int, cols: int, coefficients: Coefficients = COEFFICIENTS["jordan"]) -> int:
+def flops(rows: int, cols: int, coefficients: Steps = COEFFICIENTS["jordan"]) -> int:
     """The operations that `iterate` takes for one matrix, each product counted whole: 2 n m k."""
     n, m = sorted((rows, cols))
+    coefficients = steps_for(coefficients, n, m)
     square, long = 2 * n**3, 2 * n * n * m
     if n < GRAM_ROWS or m < GRAM_ASPECT * n:
         return len(coefficients) * (2 * long + square)

@@ -12,8 +12,7 @@ from zeta.diagnostics import POINTS, Record
 from zeta.inspection import MEASURES, last_step, short_names
 
 INK, GRID, BEFORE, AFTER = "#22223b", "#e6e6ee", "#e07a1f", "#4361ee"
-DUMBBELLS = ("rows", "cols", "condition", "error", "cosine")
-MAPS = ("rows", "cols", "condition", "error", "cosine")
+SHOWN = ("rows", "cols", "condition", "error", "cosine")
 WORSE_LOW = {"cosine"}  # of all others the higher number is the worse one
 
 
@@ -28,10 +27,10 @@ def state(records: list[Record]) -> Figure:
     """Spectra before and after whitening, and a dumbbell for each matrix and measure."""
     prefix, names = short_names(records)
     figure = Figure(figsize=(17, max(4.5, 2.2 + 0.24 * len(records))), layout="constrained", facecolor="white")
-    widths = [1.7, *[1.0] * len(DUMBBELLS)]
-    spectra, first, *others = figure.subplots(1, 1 + len(DUMBBELLS), width_ratios=widths)
+    widths = [1.7, *[1.0] * len(SHOWN)]
+    spectra, first, *others = figure.subplots(1, 1 + len(SHOWN), width_ratios=widths)
     _spectra(spectra, records)
-    for axis, name in zip((first, *others), DUMBBELLS, strict=True):
+    for axis, name in zip((first, *others), SHOWN, strict=True):
         _dumbbells(axis, records, name)
         axis.set_yticks(range(len(records)), names if axis is first else [])
     title = f"What whitening does, step {records[0]['step']}"
@@ -83,10 +82,10 @@ def heat_maps(records: list[Record]) -> Figure:
     """A column for each measure, over steps and matrices: before whitening above, after below, in one scale."""
     prefix, names = short_names(records)
     names, steps = list(dict.fromkeys(names)), sorted({record["step"] for record in records})
-    size = (3.6 * len(MAPS) + 1.5, max(6.0, 2.4 + 0.38 * len(names)))
+    size = (3.6 * len(SHOWN) + 1.5, max(6.0, 2.4 + 0.38 * len(names)))
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.04, hspace=0.04), facecolor="white")
-    axes = figure.subplots(2, len(MAPS), sharex=True, sharey=True, squeeze=False)
-    for column, name in enumerate(MAPS):
+    axes = figure.subplots(2, len(SHOWN), sharex=True, sharey=True, squeeze=False)
+    for column, name in enumerate(SHOWN):
         grids = [_grid(records, side, name, names, steps) for side in ("before", "after")]
         low, high = np.nanmin(grids), np.nanmax(grids)
         for axis, grid, side in zip(axes[:, column], grids, ("before", "after"), strict=True):
