@@ -5,7 +5,6 @@ from math import inf
 
 import numpy as np
 import pytest
-from conftest import found
 
 import zeta
 from zeta import adamw, core, family, preconditioned
@@ -21,13 +20,13 @@ RULES = {name: rule for name, rule in {**vars(family), **vars(preconditioned)}.i
     **{f"schattor_regularised {p}": preconditioned.schattor_regularised(p) for p in (1, 4, inf)},
 }
 SHAPES = {"square": (3, 12, 12), "wide": (12, 20), "tall": (20, 12)}
+# Eigenvectors of eigenvalues that are all but equal turn: up to 8e-4 in 25 draws. Signs of what is all but zero change:
+# measured 6e-2 in bfloat16, where a b1 off by 1 % makes 0.2.
+WIDER = {("soap", "float32"): 2e-3} | {("olion", half): 0.1 for half in ("float16", "bfloat16", "auto")}
 HYPER = zeta.Hyper(lr=1e-2)
 LR = zeta.Hyper(lr=1.0, weight_decay=0.0)  # w falls by u
 
 by_rule = pytest.mark.parametrize("name", RULES)
-wide_targets = pytest.mark.parametrize(
-    "target", [p for p in found() if getattr(p.values[0], "dtype", None) in ("float64", "float32")]
-)
 
 
 def draw(shape, count=10):
@@ -69,11 +68,9 @@ def kinds(name):
 
 
 def bound(name, dtype):
-    """In float32, eigenvectors of eigenvalues that are all but equal turn: SOAP's error was up to 8e-4 in 25 draws."""
-    return 2e-3 if name == "soap" and dtype == "float32" else TOLERANCE[dtype].step
+    return WIDER.get((name, dtype), TOLERANCE[dtype].step)
 
 
-@wide_targets
 @by_rule
 def test_ten_steps_are_those_of_numpy(name, target):
     with target.scope():
