@@ -78,14 +78,28 @@ def gradient(p: Any) -> Any:
 
 
 def zeros(p: Any, dtype: torch.dtype, place: Place | None) -> Tensor:
-    """Zeros for a parameter's state: a DTensor where the parameter is one, or where each rank has a part of it."""
+    """Zeros for a parameter's state, placed as the state is: a DTensor where each rank keeps a part."""
     if hasattr(p, "device_mesh"):
         return torch.zeros_like(p, dtype=dtype)
     if place is None or not place.parted():
         return torch.zeros(p.shape, dtype=dtype, device=p.device)
+    return _of_parts(torch.zeros(p[place.box].shape, dtype=dtype, device=p.device), p, place)
+
+
+def placed(value: Tensor, p: Any, place: Place | None) -> Tensor:
+    """A whole tensor of p's shape, which every rank has, placed as the state is."""
+    if hasattr(p, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(value.to(p.device), p.device_mesh, p.placements, src_data_rank=None)
+    if place is None or not place.parted():
+        return value.to(p.device)
+    return _of_parts(value[place.box].to(p.device).clone(), p, place)
+
+
+def _of_parts(here: Tensor, p: Tensor, place: Place) -> Tensor:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard
 
-    here = torch.zeros(p[place.box].shape, dtype=dtype, device=p.device)
     mesh = DeviceMesh.from_group(place.group, p.device.type)
     return DTensor.from_local(here, mesh, [Shard(0)], run_check=False, shape=p.shape, stride=p.stride())

@@ -10,7 +10,10 @@ from typing import Any
 class Journal:
     """Appends to the file; lines after `step`, which a resumed run will write again, are dropped first."""
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path | None, step: int) -> None:
+        self.file = None
+        if path is None:  # of a rank that does not write
+            return
         kept = [line for line in read(path) if line["step"] <= step] if path.exists() else []
         part = path.with_name(f".{path.name}.part")
         part.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -18,18 +21,21 @@ class Journal:
         self.file = path.open("a")
 
     def write(self, **line: Any) -> None:
-        self.file.write(json.dumps(line) + "\n")
+        if self.file:
+            self.file.write(json.dumps(line) + "\n")
 
     def flush(self) -> None:
         """Waits until all lines are on disk: before a checkpoint that counts on them."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        if self.file:
+            self.file.flush()
+            os.fsync(self.file.fileno())
 
     def __enter__(self) -> "Journal":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.file.close()
+        if self.file:
+            self.file.close()
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -20,12 +20,16 @@ COLUMNS = "step {task.completed}/{task.total}  {task.description}"
 
 
 class Loop:
-    """Steps from settings["step"] to settings["steps"]; each validation is followed by a checkpoint."""
+    """Steps from settings["step"] to settings["steps"]; each validation is followed by a checkpoint.
+
+    All ranks take the same steps; the first alone shows and writes.
+    """
 
     def __init__(self, trainer: Any, s: dict[str, Any], out: Path, train: np.ndarray, validation: np.ndarray) -> None:
         self.trainer, self.s, self.out, self.train, self.validation = trainer, s, out, train, validation
-        self.stop = False
-        self.progress = Progress(TextColumn(COLUMNS), BarColumn(None), TimeRemainingColumn())
+        self.first = trainer.rank == 0
+        self.stop = self.stopped = False  # whether this rank was told to, and whether all ranks know
+        self.progress = Progress(TextColumn(COLUMNS), BarColumn(None), TimeRemainingColumn(), disable=not self.first)
         self.task = self.progress.add_task("", total=s["steps"], completed=s["step"])
         self.speed = 0.0
 
@@ -34,17 +38,18 @@ class Loop:
         s, pending = self.s, None
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            with Journal(self.out / "metrics.jsonl", s["step"]) as self.journal, self.progress:
+            with Journal(self.out / "metrics.jsonl" if self.first else None, s["step"]) as self.journal, self.progress:
                 for step in range(s["step"] + 1, s["steps"] + 1):
                     lr, start = learning_rate(step, s), perf_counter()
                     batch = text.batch(self.train, step, s["batch"], s["context"] + 1, s["seed"])
-                    pending, late = (step, lr, start, self.trainer.step(batch, lr)), pending
+                    pending, late = (step, lr, start, self.trainer.step(batch, lr, self.stop)), pending
                     self._read(late, start)
                     due = step % s["eval_every"] == 0 or step == s["steps"]
-                    if self.stop or due:
+                    stop = self.stop if self.trainer.ranks == 1 else self.stopped
+                    if stop or due:
                         self._read(pending)
                         pending = self._save(step, validate=due)
-                    if self.stop:
+                    if stop:
                         return False
         finally:
             for number, handler in before.items():
@@ -52,8 +57,8 @@ class Loop:
         return True
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """The first Ctrl-C lets the step finish, a second one does not wait."""
-        if self.stop:
+        """The first Ctrl-C lets the step finish, a second one does not wait. (torchrun follows it by SIGTERM.)"""
+        if self.stop and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.stop = True
 
@@ -61,7 +66,8 @@ class Loop:
         """Waits for the step's loss and writes it down; `end` is when the next step started."""
         if pending is None:
             return
-        step, lr, start, loss = *pending[:3], float(pending[3].reshape(-1)[0])
+        (step, lr, start), (loss, stops) = pending[:3], pending[3].tolist()
+        self.stopped = stops > 0
         self._check(step, loss)
         rate = self.s["batch"] * self.s["context"] / ((end or perf_counter()) - start)
         self.speed = 0.9 * self.speed + 0.1 * rate if self.speed else rate
@@ -83,10 +89,13 @@ class Loop:
             self._check(step, loss)
             self.journal.write(step=step, val_loss=loss)
             shown = f"validation loss {loss * self.s['tokens_per_byte']:.4f} nats per byte"
-            self.progress.console.print(f"step {step:5}  {shown}", highlight=False)
+            if self.first:
+                self.progress.console.print(f"step {step:5}  {shown}", highlight=False)
         self.journal.flush()
         kept = {name: value for name, value in self.s.items() if name not in settings.PLACE} | {"step": step}
-        checkpoint.save(self.out / FILE, self.trainer.arrays(), kept)
+        arrays = self.trainer.arrays()  # of all ranks
+        if self.first:
+            checkpoint.save(self.out / FILE, arrays, kept)
         self.s["step"] = step
 
     def _validate(self) -> float:

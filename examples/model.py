@@ -48,11 +48,12 @@ class Config:
 
 
 class Operations(NamedTuple):
-    """The three operations that libraries have fused forms of."""
+    """The operations that libraries have forms of their own of."""
 
     rms_norm: Callable[[Array, Array], Array]  # x (..., size), weight (size,) -> (..., size)
     attention: Callable[[Array, Array, Array], Array]  # q (b, heads, t, size), k and v (b, kv_heads, t, size) -> like q
     cross_entropy: Callable[[Array, Array], Array]  # logits (n, vocab), targets (n,) -> () mean, in nats
+    block: Callable[..., Array] | None = None  # in place of `block`, for layers that are more than their parameters
 
 
 def logits(params: Params, tokens: Array, rope: tuple[Array, Array], config: Config, ops: Operations) -> Array:
@@ -62,7 +63,7 @@ def logits(params: Params, tokens: Array, rope: tuple[Array, Array], config: Con
     table = model["embed_tokens"]["weight"]
     x = xp.reshape(xp.take(table, xp.reshape(tokens, (-1,)), axis=0), (*tokens.shape, config.width))
     for i in range(config.layers):
-        x = block(model["layers"][str(i)], x, rope, config, ops)
+        x = (ops.block or block)(model["layers"][str(i)], x, rope, config, ops)
     x = ops.rms_norm(x, model["norm"]["weight"])
     return x @ (table if config.tied else params["lm_head"]["weight"]).mT
 

@@ -19,14 +19,16 @@ DEFAULTS: dict[str, Any] = dict(
     dtype="float32", eval_every=50, sample=300, step=0, prompt="\ndef ",
 )  # fmt: skip
 SHAPE = ["layers", "width", "heads", "kv_heads", "context", "vocab", "tied"]
-PLACE = ["out", "resume", "size", "backend", "device"]  # may differ after every resume, so are not kept
+PLACE = ["out", "resume", "size", "backend", "device", "fsdp"]  # may differ after every resume, so are not kept
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description="Trains a small language model with Zeta, on MLX or torch. With no flags: two minutes on two CPU "
         "cores. Writes OUT/checkpoint.safetensors, metrics.jsonl and loss.png.",
-        epilog="Ctrl-C saves and stops; the same command with --resume goes on from there.",
+        epilog="Ctrl-C saves and stops; the same command with --resume goes on from there, with either library and on "
+        "any number of ranks. Several ranks: torchrun --nproc-per-node N examples/train_lm.py ..., or mlx.launch -n N "
+        "examples/train_lm.py ...; --batch is that of all ranks together.",
         argument_default=argparse.SUPPRESS,
     )
     text = p.add_argument_group("text")
@@ -66,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     place = p.add_argument_group("where")
     place.add_argument("--backend", choices=["auto", "mlx", "torch"], help="auto: MLX on an Apple GPU, else torch")
     place.add_argument("--device", metavar="NAME", help="cpu, cuda, mps; for MLX gpu or cpu (default: the fastest)")
+    place.add_argument("--fsdp", action="store_true", help="share the model out over torchrun's ranks (FSDP2)")
     place.add_argument("--dtype", choices=["float32", "bfloat16", "float64"], help="of the products (default: float32)")
     place.add_argument(
         "--out", type=Path, metavar="OUT", help="folder of the run (default: the next of runs/1, runs/2, ...)"

@@ -1,5 +1,6 @@
 """Text as numbers: bytes, or a vocabulary of the tokenizers library. Both have `size`, `encode` and `decode`."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -55,7 +56,9 @@ def choose(out: Path, given: Path | None, vocab: int | None, text: bytes, resume
     if given and not resume:
         Vocabulary(given)  # raises before anything is copied
         if given.resolve() != kept.resolve():
-            shutil.copyfile(given, kept)
+            part = out / f".tokenizer.{os.getpid()}"
+            shutil.copyfile(given, part)
+            os.replace(part, kept)  # whole, for other ranks that read it
     elif not resume:
         train(text, vocab or 0, kept)
     return Vocabulary(kept)
@@ -73,4 +76,6 @@ def train(text: bytes, vocab: int, path: Path) -> None:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocab, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(text.decode("utf-8", "replace").splitlines(keepends=True), trainer)
-    tokenizer.save(str(path))
+    part = path.with_name(f".tokenizer.{os.getpid()}")
+    tokenizer.save(str(part))
+    os.replace(part, path)  # whole, for other ranks, which write the same

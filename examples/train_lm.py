@@ -1,5 +1,6 @@
 """Trains a small language model with Zeta: one script for every backend. See --help."""
 
+import os
 import sys
 from itertools import count
 from pathlib import Path
@@ -16,6 +17,8 @@ from loop import FILE, Loop
 import zeta
 from zeta import checkpoint
 
+# Whose ranks this is one of: torchrun's, mlx.launch's, or none's.
+LAUNCHED = "torch" if "TORCHELASTIC_RUN_ID" in os.environ else "mlx" if "MLX_RANK" in os.environ else ""
 VALIDATION = 1 << 15  # tokens that a validation looks at
 
 
@@ -31,9 +34,13 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, ImportError) as error:
         message, status = str(error), 2
     except (MemoryError, RuntimeError) as error:  # torch and MLX tell by the message alone
-        if "alloc" not in str(error):
+        if "alloc" in str(error):
+            message = f"out of memory: choose a smaller --batch, --context or --size ({error})"
+        elif LAUNCHED:
+            message = f"another rank is gone: go on from the last checkpoint with --resume ({error})"
+        else:
             raise
-        message, status = f"out of memory: choose a smaller --batch, --context or --size ({error})", 2
+        status = 2
     print(f"train_lm: {' '.join(message.split())}", file=sys.stderr)
     return status
 
@@ -42,7 +49,7 @@ def train(given: dict[str, Any]) -> int:
     out = choose_folder(given)
     arrays, saved = checkpoint.load(out / FILE) if "resume" in given else (None, None)
     s = settings.merge(given, saved)
-    library = zeta.backend(s["backend"]).__name__.rpartition(".")[2]
+    library = zeta.backend(LAUNCHED or s["backend"]).__name__.rpartition(".")[2]
     source = text.load(s["data"] and Path(s["data"]))
     out.mkdir(parents=True, exist_ok=True)
     words = tokens.choose(out, s["tokenizer"] and Path(s["tokenizer"]), s["vocab"], source.train, resume=bool(saved))
@@ -50,22 +57,25 @@ def train(given: dict[str, Any]) -> int:
     trainer = make_trainer(library, config, s)
     parts = [words.encode(part) for part in source]
     check_text(parts, s, saved)
+    if s["batch"] % trainer.ranks:
+        raise ValueError(f"--batch {s['batch']} cannot be shared out over {trainer.ranks} ranks: choose a multiple")
     if arrays:
         restore(trainer, arrays, config)
 
-    print(
-        f"{sum(a.size for a in model.init(config, 0).values()):,} parameters, {s['optimizer']} on {library}, in {out}"
-    )
+    show = print if trainer.rank == 0 else lambda *_: None
+    show(f"{sum(a.size for a in model.init(config, 0).values()):,} parameters, {s['optimizer']} on {library}, in {out}")
     s["tokens_per_byte"] = len(parts[1]) / len(source.validation)
     validation = text.windows(parts[1], max(1, VALIDATION // config.context), config.context + 1)
     finished = Loop(trainer, s, out, parts[0], validation).run()
-    from plot import draw  # matplotlib takes a second to import
+    if trainer.rank == 0:
+        from plot import draw  # matplotlib takes a second to import
 
-    draw({s["optimizer"]: out}, out / "loss.png")
+        draw({s["optimizer"]: out}, out / "loss.png")
     if not finished:
-        print(f"saved at step {s['step']} of {s['steps']}: go on with --resume --out {out}")
+        show(f"saved at step {s['step']} of {s['steps']}: go on with --resume --out {out}")
         return 130
-    print(sample(trainer, words, config, s))
+    if trainer.rank == 0 or "fsdp" in s:
+        show(sample(trainer, words, config, s))
     return 0
 
 
@@ -86,11 +96,16 @@ def choose_folder(given: dict[str, Any]) -> Path:
 
 
 def make_trainer(library: str, config: model.Config, s: dict[str, Any]) -> Any:
+    names = {name: s[name] for name in ("optimizer", "weight_decay", "betas", "dtype", "device")}
     if library == "mlx":
         from on_mlx import Trainer
+
+        if "fsdp" in s:
+            raise ValueError("MLX shares no model out: leave --fsdp out, or choose --backend torch")
     else:
         from on_torch import Trainer  # type: ignore[assignment]
-    names = {name: s[name] for name in ("optimizer", "weight_decay", "betas", "dtype", "device")}
+
+        names["fsdp"] = "fsdp" in s
     return Trainer(config, model.init(config, s["seed"]), **names)
 
 

@@ -75,10 +75,10 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, backend: str, moments: list[int],
     trainer = pytest.importorskip(f"on_{backend}").Trainer
     take, calls = trainer.step, iter(range(1, 100))
 
-    def step(self: Any, tokens: np.ndarray, lr: float) -> Any:
+    def step(self: Any, tokens: np.ndarray, lr: float, stop: bool) -> Any:
         if next(calls) in moments:
             os.kill(os.getpid(), number)
-        return take(self, tokens, lr)
+        return take(self, tokens, lr, stop)
 
     monkeypatch.setattr(trainer, "step", step)
 
