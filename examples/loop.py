@@ -14,6 +14,7 @@ from journal import Journal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from zeta import checkpoint
+from zeta.diagnostics import inspect
 
 FILE = "checkpoint.safetensors"
 COLUMNS = "step {task.completed}/{task.total}  {task.description}"
@@ -44,6 +45,9 @@ class Loop:
                     batch = text.batch(self.train, step, s["batch"], s["context"] + 1, s["seed"])
                     pending, late = (step, lr, start, self.trainer.step(batch, lr, self.stop)), pending
                     self._read(late, start)
+                    if s["inspect"] and step % s["inspect"] == 0:
+                        self._read(pending)
+                        pending = self._inspect(step, lr)
                     due = step % s["eval_every"] == 0 or step == s["steps"]
                     stop = self.stop if self.trainer.ranks == 1 else self.stopped
                     if stop or due:
@@ -97,6 +101,12 @@ class Loop:
         if self.first:
             checkpoint.save(self.out / FILE, arrays, kept)
         self.s["step"] = step
+
+    def _inspect(self, step: int, lr: float) -> None:
+        """Adds each matrix's numbers to inspect.jsonl, in place of what a resumed run finds there of this step on."""
+        with Journal(self.out / "inspect.jsonl", step - 1) as journal:
+            for record in inspect(self.trainer.arrays(), lr=lr, step=step):
+                journal.write(**record)
 
     def _validate(self) -> float:
         n, size = len(self.validation), self.s["batch"]

@@ -16,7 +16,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 }
 DEFAULTS: dict[str, Any] = dict(
     data=None, tokenizer=None, vocab=None, tied=False, weight_decay=0.1, seed=0, backend="auto", device=None,
-    dtype="float32", eval_every=50, sample=300, step=0, prompt="\ndef ",
+    dtype="float32", eval_every=50, inspect=0, sample=300, step=0, prompt="\ndef ",
 )  # fmt: skip
 SHAPE = ["layers", "width", "heads", "kv_heads", "context", "vocab", "tied"]
 PLACE = ["out", "resume", "size", "backend", "device", "fsdp"]  # may differ after every resume, so are not kept
@@ -79,6 +79,12 @@ def parser() -> argparse.ArgumentParser:
     place.add_argument(
         "--eval-every", type=int, metavar="N", help="steps from one validation and checkpoint to the next (default: 50)"
     )
+    place.add_argument(
+        "--inspect",
+        type=int,
+        metavar="N",
+        help="every N steps what whitening does, into OUT/inspect.jsonl: zeta inspect OUT",
+    )
     place.add_argument("--sample", type=int, metavar="N", help="tokens of text to write at the end (default: 300)")
     place.add_argument("--prompt", metavar="TEXT", help="what that text goes on from")
     return p
@@ -105,9 +111,11 @@ def merge(given: dict[str, Any], saved: dict[str, Any] | None = None) -> dict[st
     for name in ("steps", "batch", "eval_every"):
         if settings[name] < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {settings[name]}, but must be at least 1")
-    for name in ("warmup", "seed", "sample", "lr", "weight_decay"):
+    for name in ("warmup", "seed", "sample", "inspect", "lr", "weight_decay"):
         if not 0 <= settings[name] < float("inf"):
             raise ValueError(f"--{name.replace('_', '-')} is {settings[name]}, but must be finite and at least 0")
+    if settings["inspect"] and settings["optimizer"] == "muon":
+        raise ValueError("--inspect needs second moments, which muon does not keep: choose --optimizer zeta or adamw")
     if not all(0 <= b < 1 for b in settings["betas"]):
         raise ValueError(f"--betas is {settings['betas']}, but both must be at least 0 and below 1")
     return settings

@@ -57,6 +57,8 @@ def train(given: dict[str, Any]) -> int:
     trainer = make_trainer(library, config, s)
     parts = [words.encode(part) for part in source]
     check_text(parts, s, saved)
+    if s["inspect"] and trainer.ranks > 1:
+        raise ValueError("--inspect is for one process: give --inspect 0, and run zeta inspect on the checkpoint")
     if s["batch"] % trainer.ranks:
         raise ValueError(f"--batch {s['batch']} cannot be shared out over {trainer.ranks} ranks: choose a multiple")
     if arrays:

@@ -2,13 +2,16 @@
 
 import json
 from math import exp, sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
+import train_lm
+from loop import learning_rate
 
 from zeta import checkpoint, cli, core
 from zeta.core import COEFFICIENTS, Hyper
-from zeta.diagnostics import examine, inspect
+from zeta.diagnostics import examine, inspect, read_series
 from zeta.evenness import chi_square_tail, evenness
 from zeta.layout import Route
 from zeta.steps import polynomial
@@ -161,9 +164,9 @@ def test_what_has_no_answer_is_left_out_or_refused():
 
 @pytest.fixture
 def run(tmp_path, rng):
-    """A run's folder with a checkpoint: two matrices and what goes to AdamW."""
-    arrays = {}
-    for name, shape in {"layers.0.up": (16, 8), "layers.1.up": (8, 8), "layers.0.norm": (8,), "embed": (9, 8)}.items():
+    """A run's folder with a checkpoint: three matrices and what goes to AdamW."""
+    arrays, shapes = {}, {"layers.1.up": (16, 8), "layers.10.up": (8, 8), "layers.2.up": (8, 8)}
+    for name, shape in {**shapes, "layers.1.norm": (8,), "embed": (9, 8)}.items():
         arrays |= state(f"{name}.weight", *(rng.standard_normal((3, *shape)).astype(np.float32) ** 2))
     checkpoint.save(tmp_path / "checkpoint.safetensors", arrays, {"lr": 0.01, "step": 7})
     return tmp_path
@@ -172,7 +175,7 @@ def run(tmp_path, rng):
 def test_the_command_prints_tables(run, capsys):
     assert cli.main(["inspect", str(run)]) == 0
     out = capsys.readouterr().out
-    for word in ("step 7", "layers.*", "0.up", "1.up", "16x8", "uneven rows", "cosine to polar(M)", "of 2", "p < 0.05"):
+    for word in ("step 7", "layers.*", "1.up", "2.up", "16x8", "uneven rows", "cosine to polar(M)", "of 3", "p < 0.05"):
         assert word in out
     assert "norm" not in out and "embed" not in out
 
@@ -181,7 +184,9 @@ def test_json_is_what_inspect_gives_and_knows_the_rate(run, capsys):
     assert cli.main(["inspect", str(run / "checkpoint.safetensors"), "--json"]) == 0
     records = json.loads(capsys.readouterr().out)
     arrays, _ = checkpoint.load(run / "checkpoint.safetensors")
-    assert records == json.loads(json.dumps(list(inspect(arrays, lr=0.01, step=7))))
+    want = {record["matrix"]: record for record in inspect(arrays, lr=0.01, step=7)}
+    assert [record["matrix"] for record in records] == ["layers.1.up", "layers.2.up", "layers.10.up"]
+    assert all(record == json.loads(json.dumps(want[record["matrix"]])) for record in records)
     assert cli.main(["inspect", str(run), "--json", "--lr", "0.02"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["change"] == pytest.approx(2 * records[0]["change"])
 
@@ -215,6 +220,33 @@ def test_what_cannot_be_shown_ends_with_status_2_and_one_line(tmp_path, capsys, 
     assert exit.value.code == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 2  # usage, and the error
+
+
+SMALL = "--layers 1 --width 16 --heads 2 --kv-heads 1 --context 16 --batch 2 --eval-every 4 --sample 0 --device cpu"
+
+
+@pytest.mark.parametrize("backend, optimizer", [("torch", "zeta"), ("mlx", "zeta"), ("torch", "adamw")])
+def test_a_training_run_writes_the_series_and_a_resumed_one_goes_on(tmp_path, capsys, backend, optimizer):
+    pytest.importorskip("torch" if backend == "torch" else "mlx.core")
+    (tmp_path / "data.txt").write_text(Path(train_lm.__file__).read_text())
+    fixed = f"--data {tmp_path}/data.txt --out {tmp_path}/run --backend {backend} --optimizer {optimizer} {SMALL}"
+    assert train_lm.main(f"{fixed} --steps 5 --inspect 2".split()) == 0
+    assert train_lm.main(f"{fixed} --steps 8 --resume".split()) == 0  # it goes on inspecting
+    records = read_series(tmp_path / "run" / "inspect.jsonl")
+    assert [record["step"] for record in records] == [step for step in (2, 4, 6, 8) for _ in range(7)]
+    arrays, settings = checkpoint.load(tmp_path / "run" / "checkpoint.safetensors")
+    saved = {record["matrix"]: record for record in inspect(arrays, lr=1.0)}
+    for got in records[-7:]:
+        for key in ("before", "after", "weight_rms"):
+            assert got[key] == saved[got["matrix"]][key]
+    assert records[-1]["update_rms"] == pytest.approx(0.2 * learning_rate(8, settings))
+    assert cli.main(["inspect", str(tmp_path / "run")]) == 0
+    assert "step 8" in capsys.readouterr().out
+
+
+def test_muon_is_refused_before_it_trains(tmp_path, capsys):
+    assert train_lm.main(f"--out {tmp_path / 'run'} --optimizer muon --inspect 2 {SMALL}".split()) == 2
+    assert "second moments" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_a_state_without_second_moments_is_told(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """`zeta inspect` without its command line: where the records come from, and how a person reads them."""
 
+import re
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
@@ -51,7 +52,13 @@ def find_records(path: Path, lr: float | None = None) -> list[Record]:
 
     arrays, settings = checkpoint.load(path)
     rate = settings.get("lr", 1e-3) if lr is None else lr
-    return list(inspect(arrays, lr=rate, step=settings.get("step", 0)))
+    found = inspect(arrays, lr=rate, step=settings.get("step", 0))
+    return sorted(found, key=lambda record: _by_number(record["matrix"]))
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """A key that puts layer 2 before layer 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def last_step(records: list[Record]) -> list[Record]:
