@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import communication
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -180,6 +181,8 @@ def arrangements() -> Iterator[tuple[str, Any]]:
     yield "half precision, state shared out", partial(copies, torch.bfloat16, shard_state=True)
     yield "half precision on the way", partial(copies, shard_state=True, comm_dtype=torch.bfloat16)
     yield "shards alone", shards_alone
+    for cut in communication.AXES:
+        yield f"counted {cut}", partial(communication.counted, cut)
     if ranks == 2:
         yield "tensor parallel", lambda: train_mlp(tensor_parallel(init_device_mesh("cpu", (2,))))
     if ranks == 4:

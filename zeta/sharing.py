@@ -13,6 +13,7 @@ from typing import NamedTuple
 from zeta.forms import flops
 from zeta.layout import BATCH_ENTRIES, Route, shapes
 
+SLACK = 1.05  # how far over its even share of the work a rank goes to spare an exchange
 Box = tuple[slice, ...]  # one slice an axis
 
 
@@ -113,12 +114,16 @@ def plan(arrays: dict[Hashable, tuple[tuple[int, ...], Route, Hashable, list[Hel
 def balance(costs: Sequence[float], ranks: int, able: Sequence[Collection[int]] | None = None) -> list[int]:
     """The rank that does each piece of work: the costliest first, each to the rank with the least to do.
 
-    `able[i]` are the ranks that may do the i-th; where it is empty, any.
+    `able[i]` are the ranks that have all the i-th needs; another gets it where it would take them over their share.
     """
     loads, found = [0.0] * ranks, [0] * len(costs)
+    share = SLACK * sum(costs) / ranks
     for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
-        found[i] = min((able and able[i]) or range(ranks), key=lambda rank: loads[rank])
-        loads[found[i]] += costs[i]
+        rank = min((able and able[i]) or range(ranks), key=loads.__getitem__)
+        if loads[rank] and loads[rank] + costs[i] > share:
+            rank = min(range(ranks), key=loads.__getitem__)
+        found[i] = rank
+        loads[rank] += costs[i]
     return found
 
 
