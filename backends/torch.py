@@ -20,6 +20,7 @@ from .torch_groups import check_gradients, check_group, group_routes, param_grou
 from .torch_newton_schulz import matrix_norm, newton_schulz, newton_schulz_, stack, unstack
 from .torch_places import Place, gradient, mine
 from .torch_portable import load_named_state, named_state
+from .torch_sharded import load_sharded, save_sharded
 from .torch_state import VERSION, check_state, load_values, prepare, round_back, widen
 
 __all__ = [
@@ -35,9 +36,11 @@ __all__ = [
     "Signum",
     "Zeta",
     "load_named_state",
+    "load_sharded",
     "named_state",
     "newton_schulz",
     "param_groups",
+    "save_sharded",
 ]
 
 _DEFAULT = Hyper()

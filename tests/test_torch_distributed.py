@@ -1,6 +1,5 @@
 """Ranks of torch.distributed: however the parameters lie on them, ten steps are those of one process."""
 
-from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -15,29 +14,35 @@ import torch_ranks  # noqa: E402
 from torch.multiprocessing import start_processes  # noqa: E402
 from torch_ranks import Model, mlp, optimizer, read, start, train, train_mlp  # noqa: E402
 
+from zeta import checkpoint, cli  # noqa: E402
+from zeta.backends.torch import load_named_state, load_sharded, save_sharded  # noqa: E402
+
 FLOAT32 = 6e-5  # of the distance moved: that of float32 products in zeta/machine.py
 ONCE_ROUNDED = 4e-3  # updates rounded to bfloat16 on the way, 2 ** -9 each
-EVERYWHERE = ["copies", "copies, state shared out", "rows", "columns", "experts"]
+EVERYWHERE = ["copies", "copies, state shared out", "rows", "columns", "experts", "rows, then columns"]
 HALF = ["half precision", "half precision, state shared out"]
 CASES = [(ranks, name) for ranks in (1, 2, 4) for name in EVERYWHERE + HALF * (ranks > 1)]
 CASES += [(2, "tensor parallel"), (4, "rows, twice"), (4, "tensor parallel, rows")]
-Results = Callable[[int], list[dict[str, dict[str, np.ndarray]]]]
+
+
+class Results:
+    """{arrangement: arrays} of each rank, given their number, which is started once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.found = folder, {}
+        get_context("forkserver").set_forkserver_preload(["torch_ranks"])  # torch is imported once for all ranks
+
+    def __call__(self, ranks: int) -> list[dict[str, Any]]:
+        if ranks not in self.found:
+            start_processes(torch_ranks.main, (ranks, str(self.folder)), nprocs=ranks, start_method="forkserver")
+            files = [self.folder / f"{ranks}-{rank}.pt" for rank in range(ranks)]
+            self.found[ranks] = [torch.load(file, weights_only=False) for file in files]
+        return self.found[ranks]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: Any) -> Results:
-    """{arrangement: arrays} of each rank, given their number, which is started once."""
-    folder, found = tmp_path_factory.mktemp("ranks"), {}
-    get_context("forkserver").set_forkserver_preload(["torch_ranks"])  # torch is imported once for all ranks
-
-    def run(ranks: int) -> list[Any]:
-        if ranks not in found:
-            start_processes(torch_ranks.main, (ranks, str(folder)), nprocs=ranks, start_method="forkserver")
-            files = [Path(folder, f"{ranks}-{rank}.pt") for rank in range(ranks)]
-            found[ranks] = [torch.load(file, weights_only=False) for file in files]
-        return found[ranks]
-
-    return run
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return Results(tmp_path_factory.mktemp("ranks"))
 
 
 def one_process(name: str) -> dict[str, np.ndarray]:
@@ -91,3 +96,31 @@ def test_work_and_state_are_shared_out_and_bytes_are_as_told(results: Results, r
     assert max(got.flops) < 1.15 * alone.flops[0] / ranks
     if cut != "copies":
         assert max(got.state) < 1.15 * alone.state[0] / ranks
+
+
+def test_a_sharded_checkpoint_becomes_one_file_for_all(results: Results, tmp_path: Path) -> None:
+    """Saved by four ranks after five steps, converted on the command line, continued by one process."""
+    results(4)
+    folder, file = results.folder / "saved-4", tmp_path / "one.safetensors"
+    assert cli.main(["convert", str(folder), str(file)]) == 0
+    arrays, settings = checkpoint.load(file)
+    assert settings == {"step": 5}
+    model = Model()
+    del model.scalar
+    opt = optimizer(model)
+    load_named_state(model, opt, arrays)
+    train(model, opt, range(5, 10))
+    assert distance("rows", read(model, opt), one_process("rows")) < FLOAT32
+
+
+def test_a_checkpoint_of_another_model_is_refused(results: Results) -> None:
+    results(4)
+    model = Model()  # with a parameter that the checkpoint lacks
+    before = read(model, optimizer(model))
+    with pytest.raises(ValueError, match=r"lacks \['scalar'\]: it belongs to another model"):
+        load_sharded(results.folder / "saved-4", model, optimizer(model))
+    with pytest.raises(ValueError, match="no checkpoint of save_sharded"):
+        load_sharded(results.folder, model, optimizer(model))
+    with pytest.raises(ValueError, match="is there already: give every checkpoint a folder of its own"):
+        save_sharded(results.folder / "saved-4", model, optimizer(model))
+    assert all(np.array_equal(before[name], array) for name, array in read(model, optimizer(model)).items())

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from zeta import Route
-from zeta.backends.torch import Zeta
+from zeta.backends.torch import Zeta, load_sharded, save_sharded
 
 STEPS = 10
 SHAPES = {
@@ -169,7 +169,24 @@ def tensor_parallel(mesh: DeviceMesh) -> nn.Module:
     return parallelize_module(mlp(), mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
 
 
-def arrangements() -> Iterator[tuple[str, Any]]:
+def moved_house(folder: str) -> dict[str, np.ndarray]:
+    """Five steps with rows shared out, saved, and five more with columns shared out."""
+    model = Model()
+    del model.scalar
+    fully_shard(model)
+    opt = optimizer(model)
+    train(model, opt, range(5))
+    save_sharded(f"{folder}/saved-{dist.get_world_size()}", model, opt, {"step": 5})
+    model = Model()
+    del model.scalar
+    fully_shard(model, shard_placement_fn=columns)
+    opt = optimizer(model)
+    assert load_sharded(f"{folder}/saved-{dist.get_world_size()}", model, opt) == {"step": 5}
+    train(model, opt, range(5, STEPS))
+    return read(model, opt)
+
+
+def arrangements(folder: str) -> Iterator[tuple[str, Any]]:
     """Everything there is to try with this number of ranks."""
     ranks = dist.get_world_size()
     yield "copies", copies
@@ -177,6 +194,7 @@ def arrangements() -> Iterator[tuple[str, Any]]:
     yield "rows", fsdp
     yield "columns", partial(fsdp, columns)
     yield "experts", experts
+    yield "rows, then columns", partial(moved_house, folder)
     yield "half precision", partial(copies, torch.bfloat16)
     yield "half precision, state shared out", partial(copies, torch.bfloat16, shard_state=True)
     yield "half precision on the way", partial(copies, shard_state=True, comm_dtype=torch.bfloat16)
@@ -200,5 +218,5 @@ def main(rank: int, ranks: int, folder: str) -> None:
     faulthandler.dump_traceback_later(100, exit=True)  # ranks that wait for one another would do so for ever
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store-{ranks}", rank=rank, world_size=ranks)
-    torch.save({name: run() for name, run in arrangements()}, f"{folder}/{ranks}-{rank}.pt")
+    torch.save({name: run() for name, run in arrangements(folder)}, f"{folder}/{ranks}-{rank}.pt")
     dist.destroy_process_group()

@@ -21,6 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_parity(commands)
     _add_routing(commands)
     _add_inspect(commands)
+    _add_convert(commands)
     args = parser.parse_args(argv)
     return int(args.run(args, parser))
 
@@ -54,6 +55,26 @@ def _add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--lr", type=float, metavar="X", help="rate of the step that is shown (default: the run's peak)"
     )
     command.set_defaults(run=inspect)
+
+
+def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    about = "Make one portable checkpoint of a folder that save_sharded wrote, for any library and number of ranks."
+    command = commands.add_parser("convert", help=about, description=about)
+    command.add_argument("folder", type=Path, metavar="FOLDER")
+    command.add_argument("file", type=Path, metavar="FILE.safetensors")
+    command.set_defaults(run=convert)
+
+
+def convert(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """0; 2 where FOLDER is no such checkpoint or FILE cannot be written."""
+    from zeta.backends.torch_sharded import convert as make_one
+
+    try:
+        make_one(args.folder, args.file)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    print(f"{args.file}: {args.file.stat().st_size:,} bytes")
+    return 0
 
 
 def inspect(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

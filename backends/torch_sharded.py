@@ -1,0 +1,95 @@
+"""A run saved by every rank its own part, through torch.distributed.checkpoint, and made one portable file of."""
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from zeta import checkpoint
+
+from .torch_places import zeros
+from .torch_portable import check_names, load_named_state, named, named_state, owners, parameter_of
+
+SETTINGS = "zeta.json"
+
+
+def save_sharded(folder: Path | str, params: Any, optimizers: Any, settings: Mapping[str, Any] | None = None) -> None:
+    """Writes a new folder, whole or not at all. All ranks call it; `params` and `optimizers` as for `named_state`.
+
+    `settings` is whatever JSON can hold. Raises ValueError where the folder is there already.
+    """
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    folder, first = Path(folder), not dist.is_initialized() or dist.get_rank() == 0
+    part = folder.with_name(f".{folder.name}.part")
+    if folder.exists():
+        raise ValueError(f"{folder} is there already: give every checkpoint a folder of its own, by its step")
+    if first:
+        shutil.rmtree(part, ignore_errors=True)  # of a job that was killed
+    _barrier()
+    save(dict(named_state(params, optimizers)), checkpoint_id=part)
+    if first:
+        (part / SETTINGS).write_text(json.dumps(dict(settings or {})))
+        os.replace(part, folder)
+    _barrier()
+
+
+def load_sharded(folder: Path | str, params: Any, optimizers: Any) -> dict[str, Any]:
+    """The settings that `save_sharded` was given; parameters and state continue from it, on any number of ranks.
+
+    Raises ValueError, before anything is changed, where names or shapes do not fit the model.
+    """
+    saved, model, owner = _saved(Path(folder)), named(params), owners(optimizers)
+    check_names({name: size for name, (size, _) in saved.items()}, model)
+    arrays: dict[str, Any] = {}
+    for full, (size, dtype) in saved.items():
+        p = model[parameter_of(full)]
+        place = owner[p].place(p) if hasattr(owner.get(p), "place") else None
+        if size != p.shape or full.startswith("optimizer.step."):
+            arrays[full] = torch.zeros(size, dtype=dtype)
+        else:
+            arrays[full] = zeros(p, dtype, None if full in model else place)
+    _load(arrays, folder)
+    load_named_state(params, optimizers, arrays)
+    return dict(json.loads((Path(folder) / SETTINGS).read_text()))
+
+
+def convert(folder: Path, file: Path) -> None:
+    """Makes the folder of `save_sharded` one file of `zeta.checkpoint`, which every library reads. One process does it.
+
+    Raises ValueError for a folder that is none of `save_sharded`'s.
+    """
+    arrays: dict[str, Any] = {name: torch.zeros(size, dtype=dtype) for name, (size, dtype) in _saved(folder).items()}
+    _load(arrays, folder)
+    settings = json.loads((folder / SETTINGS).read_text())
+    checkpoint.save(file, {name: value.numpy() for name, value in arrays.items()}, settings)
+
+
+def _saved(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Shape and dtype of every array in the folder."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    if not (folder / SETTINGS).is_file() or not (folder / ".metadata").is_file():
+        raise ValueError(f"{folder} is no checkpoint of save_sharded: it lacks {SETTINGS} or .metadata")
+    found: dict[str, Any] = FileSystemReader(folder).read_metadata().state_dict_metadata
+    return {name: (entry.size, entry.properties.dtype) for name, entry in found.items()}
+
+
+def _load(arrays: dict[str, Any], folder: Path | str) -> None:
+    """Fills the arrays, by all ranks of a job or by this process alone."""
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # torch 2.13 says so of one process
+        load(arrays, checkpoint_id=folder)
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
