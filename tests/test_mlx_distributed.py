@@ -13,11 +13,15 @@ import pytest
 
 mx = pytest.importorskip("mlx.core")
 
+import journal  # noqa: E402
 import mlx_ranks  # noqa: E402
+import on_mlx  # noqa: E402
+import train_lm  # noqa: E402
 
 from zeta.parity import TOLERANCE, assert_close  # noqa: E402
 
 FROZEN = f"param.{mlx_ranks.FROZEN}"
+TINY = "--layers 1 --width 16 --heads 2 --kv-heads 1 --context 16 --batch 4 --steps 8 --sample 3 --device cpu"
 BOUND = TOLERANCE["float32"].step
 
 
@@ -122,3 +126,15 @@ def test_one_rank_sends_nothing(alone, monkeypatch):
     single = mlx_ranks.ten_steps(mx.distributed.init())
     assert all(np.array_equal(single[name], want) for name, want in alone.items())
     mlx_ranks.training()
+
+
+def test_the_training_script_on_two_ranks_is_that_of_one(tmp_path):
+    script = Path(on_mlx.__file__).with_name("train_lm.py")
+    flags = TINY.split()
+    flags += ["--data", str(script.with_name("loop.py"))]
+    printed = launch(2, script, *flags, "--out", tmp_path / "two")
+    assert printed.count("parameters, zeta on mlx") == 1  # one rank speaks
+    assert train_lm.main([*flags, "--backend", "mlx", "--out", str(tmp_path / "one")]) == 0
+    two, one = ([line.get("loss") for line in journal.read(tmp_path / out / "metrics.jsonl")] for out in ("two", "one"))
+    assert len(two) == 9
+    np.testing.assert_allclose(np.array(two, float), np.array(one, float), rtol=1e-5)

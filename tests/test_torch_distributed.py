@@ -3,6 +3,7 @@
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -124,3 +125,10 @@ def test_a_checkpoint_of_another_model_is_refused(results: Results) -> None:
     with pytest.raises(ValueError, match="is there already: give every checkpoint a folder of its own"):
         save_sharded(results.folder / "saved-4", model, optimizer(model))
     assert all(np.array_equal(before[name], array) for name, array in read(model, optimizer(model)).items())
+
+
+def test_one_process_asks_no_process_group() -> None:
+    with patch("zeta.backends.torch_distributed.dist"), patch("zeta.backends.torch_places.dist") as dist:
+        model = Model()
+        train(model, optimizer(model), range(1))
+    assert not dist.mock_calls
