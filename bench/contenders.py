@@ -1,0 +1,166 @@
+"""The optimizers of `convergence.py`, and one training run of one of them: `train` is all that its workers do."""
+
+from collections.abc import Callable
+from math import isfinite
+from time import process_time
+from typing import Any, NamedTuple
+
+import tasks  # first: it puts examples/ on the path
+import torch
+from loop import learning_rate
+from torch import nn
+
+from zeta import family, preconditioned
+from zeta.backends.torch import Zeta, param_groups
+from zeta.backends.torch_family import Family
+from zeta.core import Array, Hyper, Orthogonalize, State
+from zeta.preconditioned import eigh, power
+from zeta.stages import (
+    Rule,
+    Step,
+    ema,
+    entries,
+    keeps,
+    left,
+    mean_cols,
+    mean_rows,
+    nesterov,
+    nonzero,
+    one,
+    right,
+    to_rms,
+    whiten,
+)
+
+REST = (0.9, 0.95)  # AdamW's betas, for what is not a matrix
+EVERY = 10  # steps from one decomposition to the next
+
+
+class Setting(NamedTuple):
+    """A run: together with the code, all that its result depends on."""
+
+    task: str
+    optimizer: str
+    lr: float
+    b1: float
+    b2: float
+    seed: int
+    steps: int
+
+
+@keeps(exp_avg=entries, exp_avg_sq=entries, left=left, right=right, left_basis=left, right_basis=right, steps=one)
+def soap(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
+    """`zeta.preconditioned.soap` with new eigenvectors every ten steps, as published: in every step they cost most."""
+    (b1, b2), t = hyper.betas, nonzero(state["steps"])
+    new = (int(state["steps"].max()) - 1) % EVERY == 0
+    a, b = (eigh(state[key])[1] if new else state[f"{key}_basis"] for key in ("left", "right"))
+    begun = (state["steps"] > 0).to(g.dtype)
+    m = ema(state["exp_avg"], begun * g, b1)
+    v = ema(state["exp_avg_sq"], begun * (a.mT @ g @ b) ** 2, b2)
+    u = a @ whiten(a.mT @ m @ b / (1 - b1**t), v / (1 - b2**t), hyper.eps) @ b.mT
+    factors = {"left": ema(state["left"], g @ g.mT, b2), "right": ema(state["right"], g.mT @ g, b2)}
+    kept = {"left_basis": a, "right_basis": b, "steps": state["steps"] + 1}
+    return begun * u, {"exp_avg": m, "exp_avg_sq": v} | factors | kept
+
+
+@keeps(exp_avg=entries, left=left, right=right, left_root=left, right_root=right, steps=one)
+def shampoo(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
+    """`zeta.preconditioned.shampoo` with new roots every ten steps."""
+    b1, b2 = hyper.betas
+    m = ema(state["exp_avg"], g, b1)
+    factors = {"left": ema(state["left"], g @ g.mT, b2), "right": ema(state["right"], g.mT @ g, b2)}
+    new = int(state["steps"].max()) % EVERY == 0
+    a, b = (power(factors[key], -1 / 4) if new else state[f"{key}_root"] for key in ("left", "right"))
+    kept = {"left_root": a, "right_root": b, "steps": state["steps"] + 1}
+    return to_rms(a @ m @ b), {"exp_avg": m} | factors | kept
+
+
+@keeps(exp_avg=entries)
+def ours(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> Step:
+    """Nesterov momentum, its rows and then its columns brought to one size, then Newton-Schulz: no variance kept."""
+    m = ema(state["exp_avg"], g, hyper.betas[0])
+    x = nesterov(m, g, hyper.betas[0])
+    x = x / nonzero(mean_rows(x * x)) ** 0.5
+    x = x / nonzero(mean_cols(x * x)) ** 0.5
+    return to_rms(orthogonalize(x)), {"exp_avg": m}
+
+
+# name -> (label, rule; None is AdamW for everything)
+CONTENDERS: dict[str, tuple[str, Rule | None]] = {
+    "adamw": ("AdamW", None),
+    "muon": ("Muon", family.muon),
+    "adamuon": ("AdaMuon", family.adamuon),
+    "normuon": ("NorMuon", family.normuon),
+    "soap": ("SOAP, bases every 10 steps", soap),
+    "zeta": ("Zeta (the paper's)", family.zeta),
+    "ours": ("ours", ours),
+    "rank1_before": ("rank-1 variance before (Muon^2-F)", family.rank1_before),
+    "rank1_after": ("rank-1 variance after", family.rank1_after),
+    "rank1_both": ("rank-1 variance before and after", family.rank1_both),
+    "whiten_after": ("element-wise variance after", family.whiten_after),
+    "whiten_both": ("element-wise variance before and after", family.whiten_both),
+    "signum": ("Signum", family.signum),
+    "adago": ("AdaGO", family.adago()),
+    "dion2": ("Dion2", family.dion2()),
+    "olion": ("OLion", family.olion),
+    "shampoo": ("Shampoo, roots every 10 steps", shampoo),
+    "schattor": ("Schattor, p = 4", preconditioned.schattor()),
+}
+ONE_BETA = {"muon", "ours", "signum", "adago", "dion2", "schattor"}  # whose b2 does nothing
+
+
+def make(s: Setting, model: nn.Module) -> torch.optim.Optimizer:
+    """The setting's optimizer of all the model's parameters."""
+    options: dict[str, Any] = dict(lr=s.lr, betas=(s.b1, s.b2), weight_decay=0.1)
+    rule = CONTENDERS[s.optimizer][1]
+    if rule is None:
+        return torch.optim.AdamW(model.parameters(), **options)
+    groups = param_groups(model)
+    for group in groups:
+        group |= {"betas": REST} if group["treatment"] == "adamw" else {}
+    kind: Callable[..., torch.optim.Optimizer] = Zeta if rule is family.zeta else type("Of", (Family,), {"rule": rule})
+    return kind(groups, **options)
+
+
+def train(s: Setting, task: tasks.Task, every: int) -> dict[str, Any]:
+    """{curve: [[step, held-out loss], ...], final: its end, or None where the run diverged, and what it cost}.
+
+    The curve has a point `every` so many steps, and the last. Milliseconds are of this process, not of the clock, so
+    that other processes count little.
+    """
+    model, curve, spent, inside = task.model(s.seed), [], 0.0, 0.0
+    optimizer = make(s, model)
+    schedule = {"lr": s.lr, "steps": s.steps, "warmup": min(10, s.steps // 10)}
+    for step in range(1, s.steps + 1):
+        start = process_time()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, schedule)
+        loss = model(*task.batch(step, s.seed))
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        middle = process_time()
+        optimizer.step()
+        optimizer.zero_grad()
+        spent, inside = spent + process_time() - start, inside + process_time() - middle
+        if not isfinite(loss.item()):
+            curve.append([step, None])
+            break
+        if step % every == 0 or step == s.steps:
+            curve.append([step, round(held_out(model, task), 5)])
+    final = curve[-1][1]
+    final = final if final is not None and isfinite(final) else None
+    cost = {"step_ms": round(1e3 * spent / step, 2), "optimizer_ms": round(1e3 * inside / step, 2)}
+    return {"final": final, **cost, "state": round(state_size(model, optimizer), 3), "curve": curve}
+
+
+@torch.no_grad()
+def held_out(model: nn.Module, task: tasks.Task) -> float:
+    """The mean loss over the batches held out."""
+    return sum(model(*batch).item() for batch in task.held_out) / len(task.held_out)
+
+
+def state_size(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    """Numbers kept for every entry of the matrices."""
+    matrices = [p for g in param_groups(model) if g["treatment"] == "zeta" for _, p in g["params"]]
+    kept = sum(t.numel() for p in matrices for t in optimizer.state[p].values() if t.ndim > 0)
+    return kept / sum(p.numel() for p in matrices)

@@ -1,0 +1,127 @@
+"""The three tasks of `convergence.py`, small enough for one core: a model, its batches and its held-out loss."""
+
+import sys
+from collections.abc import Callable
+from math import sqrt
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))  # whose files import one another by name
+
+import model
+import text
+from on_torch import FUSED, Layer, Net
+
+BATCH, CONTEXT, WINDOWS = 4, 96, 64
+EXPERTS, CHOSEN = 4, 2
+
+
+class Task(NamedTuple):
+    model: Callable[[int], nn.Module]  # of a seed; model(*batch) is the loss ()
+    batch: Callable[[int, int], tuple[Tensor, ...]]  # of a step and a seed
+    held_out: list[tuple[Tensor, ...]]  # batches of one size
+
+
+def lm(experts: bool = False) -> Task:
+    """examples/train_lm.py's default model, on fewer bytes a step: 4 windows of 96 of Python's own library."""
+    config = model.Config(256, CONTEXT, layers=2 if experts else 4, width=128, heads=4, kv_heads=2)
+    train, validation = (np.frombuffer(part, np.uint8) for part in text.load())
+    rope = tuple(torch.tensor(a, dtype=torch.float32) for a in model.rotations(config))
+    ops = FUSED._replace(block=mixture if experts else lambda layer, *rest: layer(*rest))
+
+    def start(seed: int) -> nn.Module:
+        weights = model.init(config, seed)
+        weights = with_experts(weights, config, seed) if experts else weights
+        arrays = {name: torch.from_numpy(w) for name, w in weights.items()}
+        return Net(arrays, torch.float32, rope=rope, config=config, ops=ops)
+
+    def batch(step: int, seed: int) -> tuple[Tensor, ...]:
+        return (torch.from_numpy(text.batch(train, step, BATCH, CONTEXT + 1, seed)),)
+
+    windows = torch.from_numpy(text.windows(validation, WINDOWS, CONTEXT + 1))
+    return Task(start, batch, [(rows,) for rows in windows.split(16)])
+
+
+def moe() -> Task:
+    """The same in two layers, with four experts of a third of the MLP's width in its place; each byte takes two."""
+    return lm(experts=True)
+
+
+def with_experts(weights: dict[str, np.ndarray], config: model.Config, seed: int) -> dict[str, np.ndarray]:
+    """The weights with each layer's MLP replaced by a router (experts, width) and three stacks of experts."""
+    rng, w = np.random.default_rng([seed, EXPERTS]), config.width
+    weights = {name: array for name, array in weights.items() if ".mlp." not in name}
+    for i in range(config.layers):
+        for name, gain in (("gate_proj", 1.0), ("up_proj", 1.0), ("down_proj", 1 / sqrt(2 * config.layers))):
+            stack = 0.5 * gain / sqrt(w) * rng.standard_normal((EXPERTS, w, w))
+            weights[f"model.layers.{i}.mlp.experts.{name}.weight"] = stack.astype(np.float32)
+        router = 0.5 / sqrt(w) * rng.standard_normal((EXPERTS, w))
+        weights[f"model.layers.{i}.mlp.router.weight"] = router.astype(np.float32)
+    return weights
+
+
+def mixture(layer: Layer, x: Tensor, rope: Any, config: model.Config, ops: model.Operations) -> Tensor:
+    """x (b, t, width) after attention and the experts. All compute everything; those not chosen count nothing."""
+    p = layer.tree()
+    none = {"weight": x.new_zeros(0, config.width)}
+    no_mlp = {"gate_proj": none, "up_proj": none, "down_proj": {"weight": none["weight"].mT}}
+    x = model.block(p | {"mlp": no_mlp}, x, rope, config, ops)
+
+    h, mlp = ops.rms_norm(x, p["post_attention_layernorm"]["weight"]).flatten(0, 1), p["mlp"]
+    share, chosen = (h @ mlp["router"]["weight"].mT).softmax(-1).topk(CHOSEN)
+    share = torch.zeros(len(h), EXPERTS).scatter(1, chosen, share / share.sum(-1, keepdim=True))
+    gate, up, down = (mlp["experts"][name]["weight"].mT for name in ("gate_proj", "up_proj", "down_proj"))
+    y = share.mT[..., None] * ((F.silu(h @ gate) * (h @ up)) @ down)
+    return x + y.sum(0).view_as(x)
+
+
+class ViT(nn.Module):
+    """Attention between an image's 16 patches of 2 x 2: (images (b, 8, 8), digits (b,)) -> () loss."""
+
+    def __init__(self, width: int = 64, depth: int = 3) -> None:
+        super().__init__()
+        self.patch_embed = nn.Conv2d(1, width, kernel_size=2, stride=2)
+        self.position = nn.Parameter(0.02 * torch.randn(16, width))
+        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, images: Tensor, digits: Tensor) -> Tensor:
+        patches = self.patch_embed(images.unsqueeze(1)).flatten(2).mT + self.position
+        return F.cross_entropy(self.head(self.norm(self.encoder(patches)).mean(1)), digits)
+
+
+def vit() -> Task:
+    """A vision transformer on scikit-learn's digits, each image moved by up to a pixel when it is trained on."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(images.reshape(-1, 8, 8) / 16, dtype=torch.float32), torch.tensor(labels)
+    held_out = torch.arange(len(y)) % 5 == 0
+    moved, digits = F.pad(x[~held_out], (1, 1, 1, 1)).unfold(1, 8, 1).unfold(2, 8, 1), y[~held_out]
+
+    def start(seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return ViT()
+
+    def batch(step: int, seed: int) -> tuple[Tensor, ...]:
+        rng = np.random.default_rng([seed, step])
+        chosen, down, right = (torch.from_numpy(rng.integers(0, n, 64)) for n in (len(digits), 3, 3))
+        return moved[chosen, down, right], digits[chosen]
+
+    return Task(start, batch, [(x[held_out], y[held_out])])
+
+
+# name -> (task, the learning rate where every search starts, steps)
+TASKS: dict[str, tuple[Callable[[], Task], float, int]] = {
+    "lm": (lm, 8e-3, 300),
+    "vit": (vit, 8e-3, 250),
+    "moe": (moe, 8e-3, 300),
+}
