@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Trains a small language model with Zeta: one script for every backend. See --help."""
 
 import os
