@@ -18,6 +18,7 @@ from torch_ranks import Model, mlp, optimizer, read, start, train, train_mlp  # 
 from zeta import checkpoint, cli  # noqa: E402
 from zeta.backends.torch import load_named_state, load_sharded, save_sharded  # noqa: E402
 
+pytestmark = pytest.mark.xdist_group("torch ranks")
 FLOAT32 = 6e-5  # of the distance moved: that of float32 products in zeta/machine.py
 ONCE_ROUNDED = 4e-3  # updates rounded to bfloat16 on the way, 2 ** -9 each
 EVERYWHERE = ["copies", "copies, state shared out", "rows", "columns", "experts", "rows, then columns"]
