@@ -119,9 +119,5 @@ def vit() -> Task:
     return Task(start, batch, [(x[held_out], y[held_out])])
 
 
-# name -> (task, the learning rate where every search starts, steps)
-TASKS: dict[str, tuple[Callable[[], Task], float, int]] = {
-    "lm": (lm, 8e-3, 300),
-    "vit": (vit, 8e-3, 250),
-    "moe": (moe, 8e-3, 300),
-}
+# name -> (task, steps)
+TASKS: dict[str, tuple[Callable[[], Task], int]] = {"lm": (lm, 300), "vit": (vit, 250), "moe": (moe, 300)}
