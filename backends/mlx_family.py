@@ -42,6 +42,12 @@ class NorMuon(Zeta):
     rule = family.normuon
 
 
+class Eta(Zeta):
+    """Eta, our own: see `zeta.family.eta`."""
+
+    rule = family.eta
+
+
 class OLion(Zeta):
     """OLion (arXiv 2602.01105): see `zeta.family.olion`."""
 

@@ -107,6 +107,12 @@ class NorMuon(Family):
     rule = family.normuon
 
 
+class Eta(Family):
+    """Eta, our own: see `zeta.family.eta`."""
+
+    rule = family.eta
+
+
 class OLion(Family):
     """OLion (arXiv 2602.01105): see `zeta.family.olion`."""
 

@@ -261,6 +261,17 @@ class TestClosedForms:
         assert_close(direction(family.adamuon, g, None), want, 1e-5)
         assert relative_error(direction(family.whiten_after, g), want) > 0.1
 
+    def test_eta_sees_no_scale_of_rows_and_of_columns_where_the_signs_are_all(self):
+        """Of a matrix that is a sign matrix scaled by rows and columns only the signs are left."""
+        rng = np.random.default_rng(8)
+        signs, rows, cols = (
+            rng.choice([-1.0, 1.0], (12, 20)),
+            rng.uniform(0.01, 9, (12, 1)),
+            rng.uniform(0.01, 9, (1, 20)),
+        )
+        assert relative_error(direction(family.eta, rows * cols * signs), direction(family.eta, signs)) < 1e-12
+        assert relative_error(direction(family.muon, rows * cols * signs), direction(family.muon, signs)) > 0.1
+
     def test_normuon_evens_out_the_rows(self):
         u = direction(family.normuon, draw((12, 20), 1)[1][0])
         assert_close(np.mean(u**2, axis=-1), np.full(12, 0.04), 1e-5)

@@ -13,6 +13,7 @@ RULES = {
     "Muon": family.muon,
     "AdaMuon": family.adamuon,
     "NorMuon": family.normuon,
+    "Eta": family.eta,
     "OLion": family.olion,
     "Shampoo": preconditioned.shampoo,
     "SOAP": preconditioned.soap,

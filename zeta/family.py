@@ -20,6 +20,7 @@ from zeta.stages import (
     mean_cols,
     mean_rows,
     nesterov,
+    nonzero,
     one,
     per_col,
     per_row,
@@ -123,6 +124,21 @@ def rank1_both(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonaliz
     p, q = ema(state["update_row_sq"], mean_rows(u * u), b2), ema(state["update_col_sq"], mean_cols(u * u), b2)
     new = {"exp_avg": m, "row_sq": r, "col_sq": c, "update_row_sq": p, "update_col_sq": q}
     return to_rms(whiten(u, rank_one(p, q), hyper.eps)), new
+
+
+@keeps(exp_avg=entries)
+def eta(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> Step:
+    """Eta, our own: the Nesterov momentum is whitened by its own rows and columns, and no variance is kept.
+
+    Zeta's V makes an element-wise quotient, which changes the spectrum itself; dividing rows, then columns, by their
+    RMS is a two-sided diagonal scaling. MuonEq (arXiv 2603.28254) has such a normalisation, too.
+    """
+    b1, _ = hyper.betas
+    m = ema(state["exp_avg"], g, b1)
+    x = nesterov(m, g, b1)
+    x = x / nonzero(mean_rows(x * x)) ** 0.5
+    x = x / nonzero(mean_cols(x * x)) ** 0.5
+    return to_rms(orthogonalize(x)), {"exp_avg": m}
 
 
 @keeps(exp_avg=entries)
