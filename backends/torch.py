@@ -46,6 +46,7 @@ __all__ = [
 
 _DEFAULT = Hyper()
 Batch = dict[tuple[Tensor, int], tuple[int, ...]]
+Pieces = Callable[[str], list[Tensor]]  # of the state's key, for each of a batch
 
 
 class Zeta(torch.optim.Optimizer):
@@ -138,7 +139,7 @@ class Zeta(torch.optim.Optimizer):
 
     def _zeta(self, group: dict[str, Any], batch: Batch, routes: dict[Tensor, Route]) -> None:
         """`zeta.core.update` for matrices of one shape, in place; the plain formulas stand beside the lines."""
-        (b1, b2), eps, lr = group["betas"], group["eps"], group["lr"]
+        eps, lr = group["eps"], group["lr"]
         if isinstance(lr, Tensor):
             device = next(iter(batch))[0].device
             lr = lr.reshape(()).to(device, non_blocking=True)  # foreach takes no scalar of another device or shape
@@ -146,17 +147,12 @@ class Zeta(torch.optim.Optimizer):
         def pieces(key: str) -> list[Tensor]:
             return [piece(self.state[p][key], routes[p], i) for p, i in batch]
 
-        m, v, views = pieces("exp_avg"), pieces("exp_avg_sq"), list(batch.values())
-        g = stack([piece(p.grad, routes[p], i) for p, i in batch], views).to(m[0].dtype)
+        views = list(batch.values())
+        g = stack([piece(p.grad, routes[p], i) for p, i in batch], views).to(pieces("exp_avg")[0].dtype)
         if group["maximize"]:
             g.neg_()
         moved = (matrix_norm(g, inf) != 0).to(g.dtype)
-        grads = unstack(g, m)
-        torch._foreach_lerp_(m, grads, 1 - b1)  # m = b1 m + (1 - b1) g
-        torch._foreach_mul_(v, b2)
-        torch._foreach_addcmul_(v, grads, grads, 1 - b2)  # v = b2 v + (1 - b2) g g
-        x = stack(m, views, out=g)
-        x /= stack(v, views).sqrt_().add_(eps)  # m / (sqrt(v) + eps)
+        x = self._whiten(g, pieces, views, group)
         u = newton_schulz_(x, group["coefficients"], group["ns_dtype"])
         scale = lr * 0.2 * sqrt(u[0].numel()) * moved / (matrix_norm(u) + eps)
         u = torch.mul(u, scale, out=x)  # x is free by now, and contiguous, as u is not where it is tall
@@ -168,6 +164,17 @@ class Zeta(torch.optim.Optimizer):
         torch._foreach_sub_(wide, unstack(u, wide))
         if narrow:
             round_back(params, pieces("remainder"), wide)
+
+    def _whiten(self, g: Tensor, pieces: Pieces, views: list[tuple[int, ...]], group: dict[str, Any]) -> Tensor:
+        """m / (sqrt(v) + eps) of the stacked matrices, written over the gradient, after the moments' step."""
+        (b1, b2), m, v = group["betas"], pieces("exp_avg"), pieces("exp_avg_sq")
+        grads = unstack(g, m)
+        torch._foreach_lerp_(m, grads, 1 - b1)  # m = b1 m + (1 - b1) g
+        torch._foreach_mul_(v, b2)
+        torch._foreach_addcmul_(v, grads, grads, 1 - b2)  # v = b2 v + (1 - b2) g g
+        x = stack(m, views, out=g)
+        x /= stack(v, views).sqrt_().add_(group["eps"])
+        return x
 
     def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """torch's own AdamW, on float32 copies of what is narrower."""

@@ -15,7 +15,7 @@ from zeta.layout import Route, piece
 from zeta.stages import Keeps, Rule
 from zeta.storage import part, viewed
 
-from .torch import Batch, Zeta
+from .torch import Batch, Pieces, Zeta
 from .torch_newton_schulz import newton_schulz, stack, unstack
 from .torch_state import round_back, widen
 
@@ -111,6 +111,17 @@ class Eta(Family):
     """Eta, our own: see `zeta.family.eta`."""
 
     rule = family.eta
+    _zeta = Zeta._zeta
+
+    def _whiten(self, g: Tensor, pieces: Pieces, views: list[tuple[int, ...]], group: dict[str, Any]) -> Tensor:
+        """The rule's x, but for a factor that Newton-Schulz takes out, written over the gradient."""
+        b1, m = group["betas"][0], pieces("exp_avg")
+        torch._foreach_lerp_(m, unstack(g, m), 1 - b1)  # m = b1 m + (1 - b1) g
+        x = torch.lerp(stack(m, views), g, 1 - b1, out=g)  # b1 m + (1 - b1) g
+        for axis in (-1, -2):
+            norm = torch.linalg.vector_norm(x, dim=axis, keepdim=True)
+            x /= norm.masked_fill_(norm == 0, 1)
+        return x
 
 
 class OLion(Family):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from array_api_compat import array_namespace
 
-from zeta.core import Array, Hyper, Orthogonalize, State, check_shapes, newton_schulz, normalize, wide
+from zeta.core import Array, Hyper, Orthogonalize, State, check_shapes, frobenius, newton_schulz, wide
 
 Shape = Callable[[int, int], tuple[int, int]]
 Keeps = dict[str, Shape]  # the state's keys, each with its shape for a matrix (rows, cols)
@@ -127,7 +127,7 @@ def whiten(x: Array, v: Array, eps: float) -> Array:
 def to_rms(u: Array) -> Array:
     """u (..., rows, cols) at an RMS of 0.2 (arXiv 2502.16982): about that of AdamW's updates, so its lr fits."""
     rows, cols = u.shape[-2:]
-    return 0.2 * sqrt(rows * cols) * normalize(u)
+    return 0.2 * sqrt(rows * cols) / nonzero(frobenius(u)) * u
 
 
 def match_rms(u: Array) -> Array:
