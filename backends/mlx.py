@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 from mlx.optimizers import Optimizer
@@ -13,7 +13,7 @@ from zeta.core import COEFFICIENTS, Hyper
 from zeta.layout import Route, batches, check
 from zeta.routing import route, warn_of_doubts
 from zeta.stages import Keeps, Rule, Shape, entries
-from zeta.steps import Steps, steps_for
+from zeta.steps import Steps, chosen, steps_for
 from zeta.storage import part, viewed, whole
 
 from .mlx_distributed import shared, together
@@ -90,7 +90,7 @@ class Zeta(Optimizer):
 
     `routes=zeta.routes(model)` reads the model; without, paths and shapes decide alone. `learning_rate` may be a
     schedule. Moments are float32; a narrower parameter keeps what rounding took off it, so that no small step is lost.
-    `coefficients="auto"` takes as many Newton-Schulz steps as a matrix's shape needs (`zeta.auto_coefficients`).
+    `ns_steps="auto"` takes as many Newton-Schulz steps as a matrix's shape needs (`zeta.auto_coefficients`).
     With a `group` of ranks that hold the same parameters, each matrix is orthogonalised by one of them: give all the
     same gradients, `grads = mlx.nn.average_gradients(grads)`, and evaluate other collectives apart from the step.
     Raises ValueError for values out of range, and for a state that is not of this optimizer or of these parameters.
@@ -107,6 +107,7 @@ class Zeta(Optimizer):
         *,
         routes: Mapping[str, Route] | None = None,
         coefficients: Steps = COEFFICIENTS["jordan"],
+        ns_steps: int | Literal["auto"] | None = None,
         ns_dtype: mx.Dtype | None = None,
         group: mx.distributed.Group | None = None,
     ) -> None:
@@ -116,7 +117,7 @@ class Zeta(Optimizer):
         self.state[self._version] = mx.array(1)
         self._maybe_schedule("learning_rate", learning_rate)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
-        self.routes, self.coefficients, self.ns_dtype = routes or {}, coefficients, ns_dtype
+        self.routes, self.coefficients, self.ns_dtype = routes or {}, chosen(coefficients, ns_steps), ns_dtype
         self.group = group if group is not None and group.size() > 1 else None
         if self.group and self.rule is not family.zeta:
             raise ValueError(f"{type(self).__name__} takes no group of ranks: use Zeta, or average the gradients alone")

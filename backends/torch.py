@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable
 from math import inf, sqrt
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from zeta import family
 from zeta.core import COEFFICIENTS, Hyper
 from zeta.layout import Route, batches, piece
 from zeta.stages import Keeps
-from zeta.steps import Steps
+from zeta.steps import Steps, chosen
 
 from .torch_distributed import Ranks
 from .torch_groups import check_gradients, check_group, group_routes, param_groups
@@ -54,7 +54,7 @@ class Zeta(torch.optim.Optimizer):
 
     `param_groups` reads the model; with `model.named_parameters()` names and shapes decide alone. A group's `treatment`
     ("zeta" or "adamw") overrules them. Moments are float32 or better; a narrower parameter keeps what rounding took off
-    it, so that no small step is lost. `coefficients="auto"` takes as many Newton-Schulz steps as a matrix's shape needs
+    it, so that no small step is lost. `ns_steps="auto"` takes as many Newton-Schulz steps as a matrix's shape needs
     (`zeta.auto_coefficients`). Each group has its own copy of a tensor `lr`: change `group["lr"]`. Raises
     ValueError for values out of range, TypeError for sparse or complex gradients, always before anything is changed.
     """
@@ -73,6 +73,7 @@ class Zeta(torch.optim.Optimizer):
         weight_decay: float = _DEFAULT.weight_decay,
         *,
         coefficients: Steps = COEFFICIENTS["jordan"],
+        ns_steps: int | Literal["auto"] | None = None,
         ns_dtype: torch.dtype | None = None,
         treatment: str | None = None,
         maximize: bool = False,
@@ -82,7 +83,9 @@ class Zeta(torch.optim.Optimizer):
     ) -> None:
         self._ranks = Ranks(process_group, shard_state, comm_dtype)
         defaults: dict[str, Any] = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-        defaults |= dict(coefficients=coefficients, ns_dtype=ns_dtype, treatment=treatment, maximize=maximize)
+        defaults |= dict(
+            coefficients=chosen(coefficients, ns_steps), ns_dtype=ns_dtype, treatment=treatment, maximize=maximize
+        )
         super().__init__(params, defaults | {"version": VERSION})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

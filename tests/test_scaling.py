@@ -107,17 +107,18 @@ def test_only_auto_is_replaced():
 def test_auto_in_an_optimizer_is_the_update_with_those_steps(new_run, rng):
     shapes = {"a.weight": (40, 40), "b.weight": (132, 132), "c.weight": (24, 72)}
     params, grads = ({n: rng.standard_normal(s).astype("float32") for n, s in shapes.items()} for _ in range(2))
-    runs = {name: new_run(params, {"lr": 0.1, "coefficients": name}) for name in ("auto", JORDAN)}
+    runs = {name: new_run(params, {"lr": 0.1, "ns_steps": name}) for name in ("auto", 5)}
     for run in runs.values():
         run.step(grads)
     for name, w in params.items():
-        got, jordan = (runs[key].read()[name] - w for key in ("auto", JORDAN))
+        got, jordan = (runs[key].read()[name] - w for key in ("auto", 5))
         steps = auto_coefficients(*w.shape)
         new, _ = core.update(grads[name], core.init(w), w, Hyper(lr=0.1), lambda x: core.newton_schulz(x, steps))  # noqa: B023
         assert np.linalg.norm(got - (new - w)) < 2e-2 * np.linalg.norm(got)  # in bfloat16 where a CPU has it
         assert (np.linalg.norm(got - jordan) > 5e-2 * np.linalg.norm(got)) == (w.shape != (24, 72))
-    with pytest.raises(ValueError, match="coefficients is 'five', but must be"):
-        new_run(params, {"coefficients": "five"})
+    for options in ({"coefficients": "five"}, {"ns_steps": 6}, {"ns_steps": 0}, {"ns_steps": "many"}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} is .*, but must be"):
+            new_run(params, options)
 
 
 def test_no_singular_value_of_a_rectangle_is_expected_below_the_edge():

@@ -38,6 +38,22 @@ def steps_for(coefficients: Steps, rows: int, cols: int) -> Coefficients:
     return auto_coefficients(rows, cols)
 
 
+def chosen(coefficients: Steps, ns_steps: int | Literal["auto"] | None) -> Steps:
+    """What an optimizer's options say: all of the coefficients, the first `ns_steps`, or by each matrix's shape.
+
+    Raises ValueError for a number of steps that there are no coefficients for.
+    """
+    if ns_steps == "auto":
+        return "auto"
+    if ns_steps is None or isinstance(coefficients, str):
+        return coefficients
+    if not (isinstance(ns_steps, int) and 1 <= ns_steps <= len(coefficients)):
+        raise ValueError(
+            f'ns_steps is {ns_steps!r}, but must be "auto" or one of the {len(coefficients)} coefficients\' steps'
+        )
+    return coefficients[:ns_steps]
+
+
 def auto_coefficients(rows: int, cols: int) -> Coefficients:
     """The paper's five `jordan` steps where they leave less than 0.1 % of a random matrix's singular values below 0.5,
     else as few of other steps as do: six to eight, for short sides up to 40000.
