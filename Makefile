@@ -19,6 +19,9 @@ bench: .venv/test
 	$(BIN)/python bench/step.py
 	$(BIN)/python bench/newton_schulz.py --backend mlx
 	$(BIN)/python bench/step.py --backend mlx
+	$(BIN)/python bench/scaling.py
+	$(BIN)/python bench/communication.py
+	$(BIN)/python bench/communication.py --check
 
 lint: .venv/test
 	$(BIN)/ruff check
