@@ -1,6 +1,7 @@
 """Where the ranks of torch.distributed keep a parameter: whole on each (DDP), or as a DTensor (FSDP2, tensor
 parallel)."""
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -98,8 +99,14 @@ def placed(value: Tensor, p: Any, place: Place | None) -> Tensor:
 
 
 def _of_parts(here: Tensor, p: Tensor, place: Place) -> Tensor:
-    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard
 
-    mesh = DeviceMesh.from_group(place.group, p.device.type)
+    mesh = _mesh(place.group, p.device.type)
     return DTensor.from_local(here, mesh, [Shard(0)], run_check=False, shape=p.shape, stride=p.stride())
+
+
+@cache
+def _mesh(group: Any, device: str) -> Any:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    return DeviceMesh.from_group(group, device)

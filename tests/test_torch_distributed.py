@@ -129,7 +129,7 @@ def test_a_checkpoint_of_another_model_is_refused(results: Results) -> None:
 
 
 def test_one_process_asks_no_process_group() -> None:
-    with patch("zeta.backends.torch_distributed.dist"), patch("zeta.backends.torch_places.dist") as dist:
+    with patch("zeta.backends.torch_wire.dist"), patch("zeta.backends.torch_places.dist") as dist:
         model = Model()
         train(model, optimizer(model), range(1))
     assert not dist.mock_calls
