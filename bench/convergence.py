@@ -4,11 +4,12 @@
     python bench/convergence.py table    # Markdown
     python bench/convergence.py plot
 
-The search, for each task and optimizer, on a seed of its own: learning rates a factor of two apart, from 8e-3, until
-both neighbours of the best are worse (three either side at most), then b1 among 0.5, 0.6, 0.7, 0.8, 0.9 and 0.95
-likewise from 0.8, then the learning rate once more, then b2, 0.99 against 0.95, where the optimizer has one. AdamW and
-SOAP start at 2e-3, b2 0.95. All matrices go to the optimizer, the rest to AdamW with the same lr and betas (0.9, 0.95).
-Weight decay 0.1, ten steps of warm-up, half a cosine to zero, gradients clipped to norm 1, float32, one thread.
+The search, for each task and optimizer, on a seed of its own: a learning rate, on a grid of factors of two, whose
+neighbours are both worse, then b1 among 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9 and 0.95 likewise, then the learning rate
+once more, then b2, 0.99 against 0.95, where the optimizer has one. It starts at lr 8e-3 and b1 0.8, AdamW's and SOAP's
+at 2e-3; what ran later (the mixture of experts, the rest of the family) at 1.6e-2 and 0.7, where the first had ended.
+All matrices go to the optimizer, the rest to AdamW with the same lr and betas (0.9, 0.95). Weight decay 0.1, ten steps
+of warm-up, half a cosine to zero, gradients clipped to norm 1, float32, one thread.
 """
 
 import argparse
@@ -29,7 +30,8 @@ from standings import Runs, draw, table
 from tasks import TASKS
 
 HERE = Path(__file__).parent
-B1, B2, SEARCHED = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95), (0.95, 0.99), 100
+LR, B1, B2 = [8e-3 * 2.0**k for k in range(-5, 4)], [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95], [0.95, 0.99]
+SEARCHED = 100
 ADAM = ("adamw", "soap")  # their entries move by up to lr, five times as far as the others'
 FIRST = ("zeta", "muon", "adamw", "adamuon", "normuon", "ours", "soap")  # on all tasks, with five seeds
 VARIANCE = ("rank1_before", "rank1_after", "rank1_both", "whiten_after", "whiten_both")  # on lm, with five
@@ -47,8 +49,7 @@ def final(known: Known, s: Setting) -> float:
 
 def search(known: Known, start: Setting) -> tuple[Setting | None, list[Setting]]:
     """(the best setting, []), or (None, the runs that the search needs next)."""
-    grid = {"lr": [start.lr * 2.0**k for k in range(-3, 4)], "b1": list(B1), "b2": list(B2)}
-    best = start
+    grid, best = {"lr": LR, "b1": B1, "b2": B2}, start
     for axis in ("lr", "b1", "lr", "b2")[: 3 if start.optimizer in ONE_BETA else 4]:
         while True:
             values, i = grid[axis], grid[axis].index(getattr(best, axis))
@@ -65,8 +66,9 @@ def search(known: Known, start: Setting) -> tuple[Setting | None, list[Setting]]
 
 def start_of(task: str, optimizer: str, steps: int | None) -> Setting:
     """Where the search starts."""
-    lr, b2 = (2e-3, 0.95) if optimizer in ADAM else (8e-3, 0.99)
-    return Setting(task, optimizer, lr, 0.8, b2, SEARCHED, steps or TASKS[task][1])
+    late = task == "moe" or (task == "lm" and optimizer not in FIRST)
+    lr, b1, b2 = (2e-3, 0.8, 0.95) if optimizer in ADAM else (1.6e-2, 0.7, 0.99) if late else (8e-3, 0.8, 0.99)
+    return Setting(task, optimizer, lr, b1, b2, SEARCHED, steps or TASKS[task][1])
 
 
 def needed(known: Known, start: Setting) -> list[Setting]:
