@@ -21,7 +21,7 @@ from .torch_newton_schulz import matrix_norm, newton_schulz, newton_schulz_, sta
 from .torch_places import Place, gradient, mine
 from .torch_portable import load_named_state, named_state
 from .torch_sharded import load_sharded, save_sharded
-from .torch_state import VERSION, check_state, load_values, prepare, round_back, widen
+from .torch_state import VERSION, check_state, load_values, prepare, round_back, wanted, widen
 
 __all__ = [
     "SOAP",
@@ -111,6 +111,11 @@ class Zeta(torch.optim.Optimizer):
         super().__setstate__(state)
         if not hasattr(self, "_ranks"):  # a copy: process groups are not copied, so it steps alone
             self._ranks = Ranks()
+
+    def needs(self) -> dict[Tensor, set[str]]:
+        """The keys of each parameter's state."""
+        pairs = ((p, Route(*r)) for g in self.param_groups for p, r in zip(g["params"], g["routes"], strict=True))
+        return {p: set(wanted(p, r, self.keeps)) for p, r in pairs}
 
     def place(self, p: Tensor) -> Place | None:
         """Where the ranks keep p and its state; None where this process alone knows of it."""

@@ -38,6 +38,8 @@ class Ranks:
     """
 
     def __init__(self, group: Any = None, shard: bool = False, comm_dtype: torch.dtype | None = None) -> None:
+        if shard and group is None:
+            raise ValueError("shard_state=True shares the state out over a process_group: give it, or leave it out")
         self.group, self.shard, self.comm_dtype = group, shard, comm_dtype
         self._places: dict[Tensor, Place | None] = {}
         self._plans: dict[Any, tuple[list[Tensor], list[list[Task]]]] = {}

@@ -4,6 +4,7 @@ Arguments, routing, AdamW for the rest, saved state and half-precision parameter
 rule's to say. Sharded parameters are refused.
 """
 
+from math import inf
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from zeta.stages import Keeps, Rule
 from zeta.storage import part, viewed
 
 from .torch import Batch, Pieces, Zeta
-from .torch_newton_schulz import newton_schulz, stack, unstack
+from .torch_newton_schulz import matrix_norm, newton_schulz, stack, unstack
 from .torch_state import round_back, widen
 
 _DEFAULT = Hyper()
@@ -52,7 +53,9 @@ class Family(Zeta):
         super().add_param_group(param_group)
         if any(self._ranks.place(p) is not None for p in self.param_groups[-1]["params"]):
             self.param_groups.pop()
-            raise ValueError(f"{type(self).__name__} takes no parameters that several ranks share: use Zeta, or DDP")
+            raise ValueError(
+                f"{type(self).__name__} takes no parameters that several ranks share: take Zeta, or no process_group"
+            )
 
     def _zeta(self, group: dict[str, Any], batch: Batch, routes: dict[Tensor, Route]) -> None:
         """The rule's `update` for matrices of one shape, in place."""
@@ -68,13 +71,14 @@ class Family(Zeta):
 
         lr = lr.reshape(()).to(grad.device, non_blocking=True) if isinstance(lr, Tensor) else lr
         hyper = Hyper(lr, group["betas"], group["eps"], group["weight_decay"])
-        w, state = rule.update(
-            -grad if group["maximize"] else grad,
-            state,
-            stack(wide, views),
-            hyper,
-            lambda x: newton_schulz(x, group["coefficients"], group["ns_dtype"]),
-        )
+        with torch.autocast(grad.device.type, enabled=False):  # it would round the products without a word
+            w, state = rule.update(
+                -grad if group["maximize"] else grad,
+                state,
+                stack(wide, views),
+                hyper,
+                lambda x: newton_schulz(x, group["coefficients"], group["ns_dtype"]),
+            )
         for key, parts in kept.items():
             torch._foreach_copy_(parts, unstack(state[key], parts))
         if rests:
@@ -117,7 +121,11 @@ class Eta(Family):
         """The rule's x, but for a factor that Newton-Schulz takes out, written over the gradient."""
         b1, m = group["betas"][0], pieces("exp_avg")
         torch._foreach_lerp_(m, unstack(g, m), 1 - b1)  # m = b1 m + (1 - b1) g
+        idle = [torch.linalg.vector_norm(g, inf, dim=axis, keepdim=True) == 0 for axis in (-1, -2)]
         x = torch.lerp(stack(m, views), g, 1 - b1, out=g)  # b1 m + (1 - b1) g
+        top = matrix_norm(x, inf)
+        x /= top.masked_fill_(top == 0, 1)
+        x.masked_fill_(idle[0], 0).masked_fill_(idle[1], 0)
         for axis in (-1, -2):
             norm = torch.linalg.vector_norm(x, dim=axis, keepdim=True)
             x /= norm.masked_fill_(norm == 0, 1)

@@ -1,6 +1,6 @@
 """A model's parameters and optimizer state by name: what `zeta.checkpoint` and torch.distributed.checkpoint save."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ def load_named_state(params: Any, optimizers: Any, arrays: Mapping[str, Any]) ->
     """
     model, owner = named(params), owners(optimizers)
     check_names({name: array.shape for name, array in arrays.items()}, model)
+    check_keys(arrays, model, owner)
     for full, array in arrays.items():
         p, value = model[parameter_of(full)], array if isinstance(array, Tensor) else torch.from_numpy(array)
         if full == parameter_of(full):
@@ -70,6 +71,22 @@ def check_names(saved: Mapping[str, Any], model: Mapping[str, Any]) -> None:
     missing = sorted(model.keys() - saved.keys())
     if missing:
         raise ValueError(f"the checkpoint lacks {missing}: it belongs to another model")
+
+
+def check_keys(saved: Iterable[str], model: Mapping[str, Any], owner: Mapping[Any, Any]) -> None:
+    """Raises ValueError where the state is not of the kind that Zeta, or one of its family, keeps."""
+    keys: dict[str, set[str]] = {}
+    for full in saved:
+        if full.startswith("optimizer."):
+            keys.setdefault(parameter_of(full), set()).add(full.split(".", 2)[1])
+    needs = {p: needed for o in set(owner.values()) if hasattr(o, "needs") for p, needed in o.needs().items()}
+    for name, found in keys.items():
+        needed = needs.get(model[name], found)
+        if found - {"remainder"} != needed - {"remainder"}:
+            raise ValueError(
+                f"the checkpoint's state of {name} is {sorted(found)}, but {type(owner[model[name]]).__name__} keeps "
+                f"{sorted(needed)}: it belongs to another optimizer"
+            )
 
 
 def named(params: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from zeta import checkpoint
 
 from .torch_places import zeros
-from .torch_portable import check_names, load_named_state, named, named_state, owners, parameter_of
+from .torch_portable import check_keys, check_names, load_named_state, named, named_state, owners, parameter_of
 
 SETTINGS = "zeta.json"
 
@@ -47,6 +47,7 @@ def load_sharded(folder: Path | str, params: Any, optimizers: Any) -> dict[str, 
     """
     saved, model, owner = _saved(Path(folder)), named(params), owners(optimizers)
     check_names({name: size for name, (size, _) in saved.items()}, model)
+    check_keys(saved, model, owner)
     arrays: dict[str, Any] = {}
     for full, (size, dtype) in saved.items():
         p = model[parameter_of(full)]

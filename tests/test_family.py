@@ -272,6 +272,28 @@ class TestClosedForms:
         assert relative_error(direction(family.eta, rows * cols * signs), direction(family.eta, signs)) < 1e-12
         assert relative_error(direction(family.muon, rows * cols * signs), direction(family.muon, signs)) > 0.1
 
+    def test_eta_moves_no_row_and_no_column_whose_gradient_is_zero(self):
+        """Else a dead unit's fading momentum would be brought to full size; Muon lets it fade (the control)."""
+        param, grads = draw((12, 20), 30)
+        grads[5:, 0], grads[5:, :, 3] = 0, 0
+        for rule, moved in ((family.eta, False), (family.muon, True)):
+            before, _ = steps(rule, param, grads[:5], LR)
+            after, _ = steps(rule, param, grads, LR)
+            for line in ((0,), (slice(None), 3)):
+                assert (np.abs(after[line] - before[line]).max() > 1e-9) == moved  # what an SVD rounds is less
+
+    @pytest.mark.parametrize("size", [1e-30, 1e30])
+    def test_eta_sees_no_size(self, size):
+        grad = draw((12, 20), 1)[1][0]
+        assert relative_error(direction(family.eta, size * grad), direction(family.eta, grad)) < 1e-12
+
+    def test_soap_waits_for_a_gradient(self):
+        grad = draw((12, 12), 1)[1][0]
+        state = family_state = preconditioned.soap.init(grad)
+        for _ in range(3):
+            _, state = preconditioned.soap.update(np.zeros_like(grad), state, grad, LR)
+        assert (direction(preconditioned.soap, grad, state) == direction(preconditioned.soap, grad, family_state)).all()
+
     def test_normuon_evens_out_the_rows(self):
         u = direction(family.normuon, draw((12, 20), 1)[1][0])
         assert_close(np.mean(u**2, axis=-1), np.full(12, 0.04), 1e-5)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import TorchRun
 
 import zeta
 from zeta import adamw, family, preconditioned
@@ -46,6 +47,19 @@ def draw(count=6):
 
 
 PARAMS, GRADS = draw()
+
+
+@by_class
+def test_autocast_changes_no_step(kind):
+    torch = pytest.importorskip("torch")
+    results = []
+    for enabled in (False, True):
+        run = TorchRun(PARAMS, OPTIONS, kind=kind)
+        with torch.autocast("cpu", enabled=enabled, dtype=torch.bfloat16):
+            for grad in GRADS[:3]:
+                run.step(grad)
+        results.append(run.read())
+    assert all((results[0][name] == results[1][name]).all() for name in PARAMS)
 
 
 def alone(rule, param, grads, hyper):

@@ -16,7 +16,7 @@ from torch.multiprocessing import start_processes  # noqa: E402
 from torch_ranks import Model, mlp, optimizer, read, start, train, train_mlp  # noqa: E402
 
 from zeta import checkpoint, cli  # noqa: E402
-from zeta.backends.torch import load_named_state, load_sharded, save_sharded  # noqa: E402
+from zeta.backends.torch import AdaMuon, Eta, load_named_state, load_sharded, named_state, save_sharded  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("torch ranks")
 FLOAT32 = 6e-5  # of the distance moved: that of float32 products in zeta/machine.py
@@ -126,6 +126,17 @@ def test_a_checkpoint_of_another_model_is_refused(results: Results) -> None:
     with pytest.raises(ValueError, match="is there already: give every checkpoint a folder of its own"):
         save_sharded(results.folder / "saved-4", model, optimizer(model))
     assert all(np.array_equal(before[name], array) for name, array in read(model, optimizer(model)).items())
+
+
+def test_another_optimizers_state_is_refused() -> None:
+    model = Model()
+    opt = optimizer(model)
+    train(model, opt, range(1))
+    saved = named_state(model, opt)
+    for wrong in (AdaMuon, Eta):
+        other = wrong([{**opt.param_groups[0], "params": list(model.named_parameters())}])
+        with pytest.raises(ValueError, match=f"but {wrong.__name__} keeps .*: it belongs to another optimizer"):
+            load_named_state(model, other, saved)
 
 
 def test_one_process_asks_no_process_group() -> None:

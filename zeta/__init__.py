@@ -6,6 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
+from zeta import adamw, family
 from zeta.core import COEFFICIENTS, Hyper, init, newton_schulz, update
 from zeta.layout import Route
 from zeta.routing import report, route
@@ -16,8 +17,10 @@ __all__ = [
     "COEFFICIENTS",
     "Hyper",
     "Route",
+    "adamw",
     "auto_coefficients",
     "backend",
+    "family",
     "init",
     "newton_schulz",
     "report",

@@ -51,6 +51,8 @@ def inspect(
     saw no token) is left out. Raises ValueError where no parameter has both moments, or one is not finite.
     """
     prefix, found = "optimizer.exp_avg_sq.", False
+    if any(full.startswith("optimizer.left.") for full in arrays):
+        raise ValueError("this is SOAP's state, whose variance is one between eigenvectors: inspect Zeta's or AdamW's")
     for name in (full.removeprefix(prefix) for full in arrays if full.startswith(prefix)):
         r = routes[name] if routes else route(name, arrays[name].shape)
         if r.treatment != "zeta":

@@ -9,7 +9,7 @@ from math import ceil
 from array_api_compat import array_namespace
 
 from zeta import core
-from zeta.core import Array, Hyper, Orthogonalize, State, frobenius
+from zeta.core import Array, Hyper, Orthogonalize, State, frobenius, normalize
 from zeta.stages import (
     Rule,
     Step,
@@ -48,14 +48,14 @@ def muon(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> 
     return match_rms(u), {"exp_avg": m}
 
 
-@keeps(exp_avg=entries, exp_avg_sq=entries)
+@keeps(exp_avg=entries, update_sq=entries)
 def adamuon(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> Step:
     """AdaMuon (arXiv 2507.11005), whose paper takes b1 = b2."""
     b1, b2 = hyper.betas
     m = ema(state["exp_avg"], g, b1)
     u = orthogonalize(array_namespace(m).sign(m))
-    v = ema(state["exp_avg_sq"], u * u, b2)
-    return to_rms(whiten(u, v, hyper.eps)), {"exp_avg": m, "exp_avg_sq": v}
+    v = ema(state["update_sq"], u * u, b2)
+    return to_rms(whiten(u, v, hyper.eps)), {"exp_avg": m, "update_sq": v}
 
 
 @keeps(exp_avg=entries, row_sq=per_row)
@@ -68,14 +68,14 @@ def normuon(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) 
     return to_rms(whiten(u, r, hyper.eps)), {"exp_avg": m, "row_sq": r}
 
 
-@keeps(exp_avg=entries, exp_avg_sq=entries)
+@keeps(exp_avg=entries, update_sq=entries)
 def whiten_after(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> Step:
     """Zeta's two stages in the other order (arXiv 2510.25000): AdaMuon without the sign."""
     b1, b2 = hyper.betas
     m = ema(state["exp_avg"], g, b1)
     u = orthogonalize(m)
-    v = ema(state["exp_avg_sq"], u * u, b2)
-    return to_rms(whiten(u, v, hyper.eps)), {"exp_avg": m, "exp_avg_sq": v}
+    v = ema(state["update_sq"], u * u, b2)
+    return to_rms(whiten(u, v, hyper.eps)), {"exp_avg": m, "update_sq": v}
 
 
 @keeps(exp_avg=entries, exp_avg_sq=entries, update_sq=entries)
@@ -131,11 +131,14 @@ def eta(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> S
     """Eta, our own: the Nesterov momentum is whitened by its own rows and columns, and no variance is kept.
 
     Zeta's V makes an element-wise quotient, which changes the spectrum itself; dividing rows, then columns, by their
-    RMS is a two-sided diagonal scaling. MuonEq (arXiv 2603.28254) has such a normalisation, too.
+    RMS is a two-sided diagonal scaling. A row or column whose gradient is zero is not moved: its fading momentum would
+    be scaled to full size. MuonEq (arXiv 2603.28254) has such a normalisation, too.
     """
-    b1, _ = hyper.betas
+    b1, xp = hyper.betas[0], array_namespace(g)
     m = ema(state["exp_avg"], g, b1)
-    x = nesterov(m, g, b1)
+    x = normalize(nesterov(m, g, b1))
+    for axis in (-1, -2):
+        x = x * xp.astype(xp.any(g != 0, axis=axis, keepdims=True), x.dtype)
     x = x / nonzero(mean_rows(x * x)) ** 0.5
     x = x / nonzero(mean_cols(x * x)) ** 0.5
     return to_rms(orthogonalize(x)), {"exp_avg": m}

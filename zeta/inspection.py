@@ -44,6 +44,8 @@ def find_records(path: Path, lr: float | None = None) -> list[Record]:
     if path.is_dir():
         path = next((path / name for name in (SERIES, CHECKPOINT) if (path / name).exists()), path / CHECKPOINT)
     if path.suffix == ".jsonl":
+        if lr is not None:
+            raise ValueError(f"{path} tells of steps as they were taken: leave --lr out, or give a checkpoint")
         records = read_series(path)
         if not records:
             raise ValueError(f"{path} holds no record yet: wait for the run's next inspection")

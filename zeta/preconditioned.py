@@ -41,7 +41,8 @@ def soap(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
     v = ema(state["exp_avg_sq"], begun * (a.mT @ g @ b) ** 2, b2)
     u = a @ whiten(a.mT @ m @ b / (1 - b1**t), v / (1 - b2**t), hyper.eps) @ b.mT
     factors = {"left": ema(state["left"], g @ g.mT, b2), "right": ema(state["right"], g.mT @ g, b2)}
-    return u, {"exp_avg": m, "exp_avg_sq": v, "steps": state["steps"] + 1} | factors
+    steps = state["steps"] + xp.astype(xp.any(g != 0, axis=(-2, -1), keepdims=True), g.dtype)  # with a gradient
+    return u, {"exp_avg": m, "exp_avg_sq": v, "steps": steps} | factors
 
 
 def schattor(p: float = 4.0) -> Rule:

@@ -41,16 +41,16 @@ def steps_for(coefficients: Steps, rows: int, cols: int) -> Coefficients:
 def chosen(coefficients: Steps, ns_steps: int | Literal["auto"] | None) -> Steps:
     """What an optimizer's options say: all of the coefficients, the first `ns_steps`, or by each matrix's shape.
 
-    Raises ValueError for a number of steps that there are no coefficients for.
+    Raises ValueError for a number of steps that there are no coefficients for, and where the two contradict each other.
     """
-    if ns_steps == "auto":
-        return "auto"
-    if ns_steps is None or isinstance(coefficients, str):
+    if ns_steps is None:
         return coefficients
+    if ns_steps == "auto" and coefficients in ("auto", COEFFICIENTS["jordan"]):
+        return "auto"
+    if ns_steps == "auto" or isinstance(coefficients, str):
+        raise ValueError(f"ns_steps is {ns_steps!r}, but coefficients are given, too: leave one of them out")
     if not (isinstance(ns_steps, int) and 1 <= ns_steps <= len(coefficients)):
-        raise ValueError(
-            f'ns_steps is {ns_steps!r}, but must be "auto" or one of the {len(coefficients)} coefficients\' steps'
-        )
+        raise ValueError(f'ns_steps is {ns_steps!r}, but must be "auto", or from 1 to {len(coefficients)}')
     return coefficients[:ns_steps]
 
 
