@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # n: t at 97.5 %
 Runs = dict[str, list[dict[str, Any]]]  # optimizer -> its runs on the fresh seeds, in the seeds' order
 TITLES = {"lm": "language model", "vit": "vision transformer on digits", "moe": "mixture of experts"}
+COLOURS = {"ours": "#d1602a", "zeta": "#0b6fb8"}
 HEAD = "| {} | state | lr, b1, b2 | held-out loss | less {}, seed by seed | steps to AdamW's | ms a step |"
 
 
@@ -79,18 +80,31 @@ def reached(curve: list[list[Any]], loss: float) -> float:
 
 def draw(tasks: dict[str, Runs], out: Path) -> None:
     """A panel for each task: every seed's loss as a dot, the mean with its interval, the lowest on top."""
-    figure = Figure(figsize=(12, 1.6 + 0.27 * max(map(len, tasks.values()))), layout="constrained")
+    figure = Figure(figsize=(13, 1.6 + 0.27 * max(map(len, tasks.values()))), layout="constrained")
     for axes, (task, runs) in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks.items(), strict=True):
-        names = [name for name in reversed(ranked(runs)) if interval(losses(runs[name]))[0] < inf]
+        names, near = ranked(runs), close(runs)
         for y, name in enumerate(names):
-            found = losses(runs[name])
+            found, colour = losses(runs[name]), COLOURS.get(name, "#4a4a5a")
             middle, half = interval(found)
-            colour = {"ours": "#d1602a", "zeta": "#0b6fb8"}.get(name, "#4a4a5a")
-            axes.plot(found, [y] * len(found), "o", color=colour, alpha=0.35, ms=4, mew=0)
-            axes.errorbar(middle, y, xerr=half if half < inf else None, fmt="|", color=colour, ms=10, lw=1.8, capsize=3)
+            if name in near:
+                axes.plot(found, [y] * len(found), "o", color=colour, alpha=0.35, ms=4, mew=0)
+                bar = half if half < inf else None
+                axes.errorbar(middle, y, xerr=bar, fmt="|", color=colour, ms=10, lw=1.8, capsize=3)
+            else:
+                axes.text(0.99, y, f"{middle:.2f} →", transform=axes.get_yaxis_transform(), ha="right", va="center")
         axes.set_yticks(range(len(names)), [CONTENDERS[name][0] for name in names])
+        axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_title(TITLES[task], loc="left", size=11)
-        axes.set(xlabel="held-out loss, nats", xscale="log" if task == "vit" else "linear")
-        axes.grid(axis="x", which="both", alpha=0.25)
+        axes.set_xlabel("held-out loss, nats")
+        axes.grid(axis="x", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(out, dpi=150)
+
+
+def close(runs: Runs) -> list[str]:
+    """The optimizers that a picture has room for: one far off would press all others together."""
+    means = {name: interval(losses(runs[name]))[0] for name in ranked(runs)}
+    finite = [m for m in means.values() if m < inf]
+    return [
+        name for name, m in means.items() if m < inf and m - finite[0] <= 5 * (finite[len(finite) // 2] - finite[0])
+    ]
