@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable
-from math import inf, sqrt
+from math import sqrt
 from typing import Any, Literal
 
 import torch
@@ -17,11 +17,11 @@ from zeta.steps import Steps, chosen
 
 from .torch_distributed import Ranks
 from .torch_groups import check_gradients, check_group, group_routes, param_groups
-from .torch_newton_schulz import matrix_norm, newton_schulz, newton_schulz_, stack, unstack
+from .torch_newton_schulz import largest, matrix_norm, newton_schulz, newton_schulz_, stack, unstack
 from .torch_places import Place, gradient, mine
 from .torch_portable import load_named_state, named_state
 from .torch_sharded import load_sharded, save_sharded
-from .torch_state import VERSION, check_state, load_values, prepare, round_back, wanted, widen
+from .torch_state import VERSION, check_state, load_values, plain, prepare, round_back, wanted, widen
 
 __all__ = [
     "SOAP",
@@ -55,7 +55,12 @@ class Zeta(torch.optim.Optimizer):
     `param_groups` reads the model; with `model.named_parameters()` names and shapes decide alone. A group's `treatment`
     ("zeta" or "adamw") overrules them. Moments are float32 or better; a narrower parameter keeps what rounding took off
     it, so that no small step is lost. `ns_steps="auto"` takes as many Newton-Schulz steps as a matrix's shape needs
-    (`zeta.auto_coefficients`). Each group has its own copy of a tensor `lr`: change `group["lr"]`. Raises
+    (`zeta.auto_coefficients`).
+    Over ranks each matrix is orthogonalised by one of them: DTensors (FSDP2, tensor parallel) tell all, DDP needs
+    `process_group`, the ranks that hold the same parameters; `shard_state` leaves each the state of a part, so that rank
+    0's `state_dict()` alone is not the whole (`save_sharded` is), and `comm_dtype` rounds what travels. All ranks must
+    have gradients of the same parameters: zeros, where an expert saw no token.
+    Each group has its own copy of a tensor `lr`: change `group["lr"]`. Raises
     ValueError for values out of range, TypeError for sparse or complex gradients, always before anything is changed.
     """
 
@@ -112,10 +117,10 @@ class Zeta(torch.optim.Optimizer):
         if not hasattr(self, "_ranks"):  # a copy: process groups are not copied, so it steps alone
             self._ranks = Ranks()
 
-    def needs(self) -> dict[Tensor, set[str]]:
-        """The keys of each parameter's state."""
+    def needs(self) -> dict[Tensor, dict[str, tuple[int, ...]]]:
+        """The keys of each parameter's state, with their shapes."""
         pairs = ((p, Route(*r)) for g in self.param_groups for p, r in zip(g["params"], g["routes"], strict=True))
-        return {p: set(wanted(p, r, self.keeps)) for p, r in pairs}
+        return {p: wanted(p, r, self.keeps) for p, r in pairs}
 
     def place(self, p: Tensor) -> Place | None:
         """Where the ranks keep p and its state; None where this process alone knows of it."""
@@ -159,7 +164,7 @@ class Zeta(torch.optim.Optimizer):
         g = stack([piece(p.grad, routes[p], i) for p, i in batch], views).to(pieces("exp_avg")[0].dtype)
         if group["maximize"]:
             g.neg_()
-        moved = (matrix_norm(g, inf) != 0).to(g.dtype)
+        moved = (largest(g) != 0).to(g.dtype)
         x = self._whiten(g, pieces, views, group)
         u = newton_schulz_(x, group["coefficients"], group["ns_dtype"])
         scale = lr * 0.2 * sqrt(u[0].numel()) * moved / (matrix_norm(u) + eps)
@@ -197,8 +202,8 @@ class Zeta(torch.optim.Optimizer):
             m, v = (local(self.state[p][key] for p in some) for key in ("exp_avg", "exp_avg_sq"))
             steps = [self.state[p]["step"] for p in some]
             rests = local(self.state[p]["remainder"] for p in some) if narrow else []
-            params, grads = local(some), local(map(gradient, some))
-            wide = widen(params, rests) if narrow else params
+            own, grads = local(some), local(map(gradient, some))
+            wide = widen(own, rests) if narrow else own
             grads = widen(grads) if narrow else grads
             names: dict[str, Any] = {name: group[name] for name in ("lr", "eps", "weight_decay", "maximize")}
             b1, b2 = group["betas"]
@@ -206,7 +211,7 @@ class Zeta(torch.optim.Optimizer):
             names |= dict(fused=not traced, foreach=traced, capturable=traced, amsgrad=False)
             adamw(wide, grads, m, v, [], steps, beta1=b1, beta2=b2, **names)
             if narrow:
-                round_back(params, rests, wide)
+                round_back(own, rests, wide)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues from what `state_dict()` gave: float32 moments stay float32, nothing is shared with the argument.
@@ -215,6 +220,8 @@ class Zeta(torch.optim.Optimizer):
         """
         check_state(self.param_groups, state_dict, self.keeps)
         super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            group |= {key: plain(group[key]) for key in ("routes", "betas", "coefficients")}
         load_values(self.state, self.param_groups, state_dict)
 
 

@@ -19,6 +19,8 @@ from .torch_places import Place, find_place, gradient, mine
 from .torch_state import round_back, widen
 from .torch_wire import Way, exchange, staggered, take, wait
 
+PLANS = 64  # kept for as many sets of parameters that have gradients together
+
 
 class Task(NamedTuple):
     """A unit of work, and all that can be known of it before a step."""
@@ -40,9 +42,11 @@ class Ranks:
     def __init__(self, group: Any = None, shard: bool = False, comm_dtype: torch.dtype | None = None) -> None:
         if shard and group is None:
             raise ValueError("shard_state=True shares the state out over a process_group: give it, or leave it out")
+        if comm_dtype is not None and not comm_dtype.is_floating_point:
+            raise ValueError(f"comm_dtype is {comm_dtype}, but must be a floating-point dtype")
         self.group, self.shard, self.comm_dtype = group, shard, comm_dtype
         self._places: dict[Tensor, Place | None] = {}
-        self._plans: dict[Any, tuple[list[Tensor], list[list[Task]]]] = {}
+        self._plans: dict[Any, list[list[Task]]] = {}
 
     def place(self, p: Tensor) -> Place | None:
         if p not in self._places:
@@ -55,11 +59,15 @@ class Ranks:
         for p in routes:
             place = self.place(p)
             assert place is not None
-            found.setdefault((id(options), place.group), {})[p] = place
-        for key, places in found.items():
-            if key not in self._plans or self._plans[key][0] != list(places):
-                self._plans[key] = list(places), tasks(routes, places)
-            staggered(step(states, options, batch, self.comm_dtype) for batch in self._plans[key][1])
+            found.setdefault(place.group, {})[p] = place
+        grads = {p: gradient(p) for p in routes}  # a collective where it is placed otherwise than its parameter
+        for group, places in found.items():
+            key = group, tuple(map(id, places))
+            if key not in self._plans:
+                if len(self._plans) >= PLANS:
+                    self._plans.clear()
+                self._plans[key] = tasks({p: routes[p] for p in places}, places)
+            staggered(step(states, grads, options, batch, self.comm_dtype) for batch in self._plans[key])
 
     def publish(self, params: Iterable[Tensor]) -> None:
         """Makes parameters whole again, of which each rank has moved a part."""
@@ -90,7 +98,9 @@ def _task(unit: Unit, owner: int, places: dict[Any, Place]) -> Task:
     return Task(unit, place, owner, rows, list(ways[0]), list(ways[1]))
 
 
-def step(states: Any, options: dict[str, Any], batch: list[Task], comm: torch.dtype | None) -> Iterator[None]:
+def step(
+    states: Any, grads: Any, options: dict[str, Any], batch: list[Task], comm: torch.dtype | None
+) -> Iterator[None]:
     """`zeta.core.update` for a batch, in place. Pauses while matrices travel, and again while their updates do."""
     (group, _, me), p = batch[0].place, cast(Tensor, batch[0].unit.key)
     wide = torch.promote_types(p.dtype, torch.float32)
@@ -98,7 +108,7 @@ def step(states: Any, options: dict[str, Any], batch: list[Task], comm: torch.dt
     here, own = [t for t in batch if t.rows], [t for t in batch if t.owner == me]
 
     send = outgoing(batch)
-    for task, *tensors in zip(here, *whiten(states, options, here), strict=True):
+    for task, *tensors in zip(here, *whiten(states, grads, options, here), strict=True):
         if any(rank == me for rank, _ in task.senders):
             send[task.owner] += tensors
     ways = [(rank, cut) for t in own for rank, at in t.senders for cut in (at, across(at, t.unit.route))]
@@ -122,13 +132,13 @@ def step(states: Any, options: dict[str, Any], batch: list[Task], comm: torch.dt
     move(states, options, here, list(take(arriving, ways)))
 
 
-def whiten(states: Any, options: dict[str, Any], here: list[Task]) -> tuple[list[Tensor], list[Tensor]]:
+def whiten(states: Any, grads: Any, options: dict[str, Any], here: list[Task]) -> tuple[list[Tensor], list[Tensor]]:
     """This rank's parts of the whitened matrices, and where a gradient is not zero, each row (or column) as one."""
     if not here:
         return [], []
     (b1, b2), eps = options["betas"], options["eps"]
     m, v = ([view(states[t.unit.key][key], t) for t in here] for key in ("exp_avg", "exp_avg_sq"))
-    g = [view(gradient(t.unit.key), t).to(a.dtype) for t, a in zip(here, m, strict=True)]
+    g = [view(grads[t.unit.key], t).to(a.dtype) for t, a in zip(here, m, strict=True)]
     if options["maximize"]:
         g = list(torch._foreach_neg(g))
     torch._foreach_lerp_(m, g, 1 - b1)  # m = b1 m + (1 - b1) g

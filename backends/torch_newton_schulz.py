@@ -3,7 +3,6 @@
 from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
-from math import inf
 from typing import cast
 
 import torch
@@ -48,19 +47,24 @@ def newton_schulz_(x: Tensor, coefficients: Steps, dtype: torch.dtype | None = N
 
 def normalize(x: Tensor) -> Tensor:
     """`zeta.core.normalize` in four passes over x and one copy."""
-    top = matrix_norm(x, inf)
+    top = largest(x)
     x = x / top.masked_fill_(top == 0, 1)
     norm = matrix_norm(x)
     return x.div_(norm.masked_fill_(norm == 0, 1))
 
 
-def matrix_norm(x: Tensor, order: float = 2) -> Tensor:
-    """The norm (..., 1, 1) of each matrix of x (..., rows, cols), as of a vector: no copy of x, no host read.
+def largest(x: Tensor, axes: tuple[int, ...] = (-2, -1)) -> Tensor:
+    """The largest size of an entry along these axes, kept: torch 2.13's vector_norm takes ten times as long."""
+    return torch.maximum(x.amax(axes, keepdim=True), x.amin(axes, keepdim=True).neg_())
+
+
+def matrix_norm(x: Tensor) -> Tensor:
+    """The Frobenius norm (..., 1, 1) of each matrix of x (..., rows, cols): no copy of x, no host read.
 
     Rows first: the norm of 1024x4096 float32 entries at once is 8e-5 off (torch 2.13 on CPU), this 1e-7.
     """
-    rows = torch.linalg.vector_norm(x, order, dim=-1, keepdim=True)
-    return cast(Tensor, torch.linalg.vector_norm(rows, order, dim=-2, keepdim=True))
+    rows = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return cast(Tensor, torch.linalg.vector_norm(rows, dim=-2, keepdim=True))
 
 
 def working_dtype(x: Tensor) -> torch.dtype:

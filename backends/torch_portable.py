@@ -1,6 +1,7 @@
 """A model's parameters and optimizer state by name: what `zeta.checkpoint` and torch.distributed.checkpoint save."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor
 
 from .torch_places import placed
+
+WRAPPER = re.compile(r"(^module|\b_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 def named_state(params: Any, optimizers: Any) -> dict[str, Tensor]:
@@ -30,15 +33,24 @@ def load_named_state(params: Any, optimizers: Any, arrays: Mapping[str, Any]) ->
     Raises ValueError, before anything is changed, where names or shapes do not fit the model.
     """
     model, owner = named(params), owners(optimizers)
-    check_names({name: array.shape for name, array in arrays.items()}, model)
-    check_keys(arrays, model, owner)
-    for full, array in arrays.items():
-        p, value = model[parameter_of(full)], array if isinstance(array, Tensor) else torch.from_numpy(array)
-        if full == parameter_of(full):
-            p.copy_(value if hasattr(value, "device_mesh") else placed(value, p, None))
-        elif p in owner:
-            key = full.split(".", 2)[1]
+    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+    check_names(shapes, model)
+    check_state(shapes, model, owner)
+    values = {full: a if isinstance(a, Tensor) else torch.from_numpy(a) for full, a in arrays.items()}
+    for name, p in model.items():
+        p.copy_(values[name] if hasattr(values[name], "device_mesh") else placed(values[name], p, None))
+        if p in owner:
+            owner[p].state.pop(p, None)
+    for full, value in values.items():
+        p, key = model[parameter_of(full)], full.split(".", 2)[1] if full not in model else ""
+        if key == "remainder" and not _narrow(p):  # of a parameter that was narrower when it was saved
+            p.add_(value if hasattr(value, "device_mesh") else placed(value.to(p.dtype), p, None))
+        elif key and p in owner:
             owner[p].state[p][key] = _state(value.clone(), key, p, owner[p])
+
+
+def _narrow(p: Tensor) -> bool:
+    return p.dtype != torch.promote_types(p.dtype, torch.float32)
 
 
 def _state(value: Any, key: str, p: Tensor, optimizer: Any) -> Tensor:
@@ -55,8 +67,13 @@ def whole(state: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     found = {}
     for name, value in state.items():
         value = value.full_tensor() if hasattr(value, "full_tensor") else value
-        found[name] = value.cpu().numpy()
+        found[name] = numpy(value)
     return found
+
+
+def numpy(value: Tensor) -> np.ndarray[Any, Any]:
+    """The array; bfloat16, which NumPy lacks, as float32."""
+    return (value.float() if value.dtype == torch.bfloat16 else value).cpu().numpy()
 
 
 def check_names(saved: Mapping[str, Any], model: Mapping[str, Any]) -> None:
@@ -73,24 +90,26 @@ def check_names(saved: Mapping[str, Any], model: Mapping[str, Any]) -> None:
         raise ValueError(f"the checkpoint lacks {missing}: it belongs to another model")
 
 
-def check_keys(saved: Iterable[str], model: Mapping[str, Any], owner: Mapping[Any, Any]) -> None:
-    """Raises ValueError where the state is not of the kind that Zeta, or one of its family, keeps."""
-    keys: dict[str, set[str]] = {}
-    for full in saved:
-        if full.startswith("optimizer."):
-            keys.setdefault(parameter_of(full), set()).add(full.split(".", 2)[1])
+def check_state(saved: Mapping[str, Any], model: Mapping[str, Any], owner: Mapping[Any, Any]) -> None:
+    """Raises ValueError where the saved state, {name: shape}, is not what Zeta, or one of its family, keeps."""
+    states: dict[str, dict[str, tuple[int, ...]]] = {}
+    for full, shape in saved.items():
+        if full not in model and ".remainder." not in full:
+            states.setdefault(parameter_of(full), {})[full.split(".", 2)[1]] = tuple(shape)
     needs = {p: needed for o in set(owner.values()) if hasattr(o, "needs") for p, needed in o.needs().items()}
-    for name, found in keys.items():
+    for name, found in states.items():
         needed = needs.get(model[name], found)
-        if found - {"remainder"} != needed - {"remainder"}:
+        if found != needed:
             raise ValueError(
-                f"the checkpoint's state of {name} is {sorted(found)}, but {type(owner[model[name]]).__name__} keeps "
-                f"{sorted(needed)}: it belongs to another optimizer"
+                f"the checkpoint's state of {name} is {found}, but {type(owner[model[name]]).__name__} keeps {needed}: "
+                "it belongs to another optimizer or model"
             )
 
 
 def named(params: Any) -> dict[str, Any]:
-    return dict(params.named_parameters() if hasattr(params, "named_parameters") else params)
+    """{name: parameter}, without what wrappers (DDP, torch.compile, activation checkpoints) put into a name."""
+    pairs = params.named_parameters() if hasattr(params, "named_parameters") else dict(params).items()
+    return {WRAPPER.sub("", name): p for name, p in pairs}
 
 
 def owners(optimizers: Any) -> dict[Tensor, Any]:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from zeta import checkpoint
 
 from .torch_places import zeros
-from .torch_portable import check_keys, check_names, load_named_state, named, named_state, owners, parameter_of
+from .torch_portable import check_names, check_state, load_named_state, named, named_state, numpy, owners, parameter_of
 
 SETTINGS = "zeta.json"
 
@@ -26,6 +26,7 @@ def save_sharded(folder: Path | str, params: Any, optimizers: Any, settings: Map
     """
     from torch.distributed.checkpoint.state_dict_saver import save
 
+    text = json.dumps(dict(settings or {}))
     folder, first = Path(folder), not dist.is_initialized() or dist.get_rank() == 0
     part = folder.with_name(f".{folder.name}.part")
     if folder.exists():
@@ -35,7 +36,7 @@ def save_sharded(folder: Path | str, params: Any, optimizers: Any, settings: Map
     _barrier()
     save(dict(named_state(params, optimizers)), checkpoint_id=part)
     if first:
-        (part / SETTINGS).write_text(json.dumps(dict(settings or {})))
+        (part / SETTINGS).write_text(text)
         os.replace(part, folder)
     _barrier()
 
@@ -47,7 +48,7 @@ def load_sharded(folder: Path | str, params: Any, optimizers: Any) -> dict[str, 
     """
     saved, model, owner = _saved(Path(folder)), named(params), owners(optimizers)
     check_names({name: size for name, (size, _) in saved.items()}, model)
-    check_keys(saved, model, owner)
+    check_state({name: tuple(size) for name, (size, _) in saved.items()}, model, owner)
     arrays: dict[str, Any] = {}
     for full, (size, dtype) in saved.items():
         p = model[parameter_of(full)]
@@ -67,9 +68,9 @@ def convert(folder: Path, file: Path) -> None:
     Raises ValueError for a folder that is none of `save_sharded`'s.
     """
     arrays: dict[str, Any] = {name: torch.zeros(size, dtype=dtype) for name, (size, dtype) in _saved(folder).items()}
-    _load(arrays, folder)
+    _load(arrays, folder, alone=True)
     settings = json.loads((folder / SETTINGS).read_text())
-    checkpoint.save(file, {name: value.numpy() for name, value in arrays.items()}, settings)
+    checkpoint.save(file, {name: numpy(value) for name, value in arrays.items()}, settings)
 
 
 def _saved(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
@@ -82,13 +83,13 @@ def _saved(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {name: (entry.size, entry.properties.dtype) for name, entry in found.items()}
 
 
-def _load(arrays: dict[str, Any], folder: Path | str) -> None:
-    """Fills the arrays, by all ranks of a job or by this process alone."""
+def _load(arrays: dict[str, Any], folder: Path | str, alone: bool = False) -> None:
+    """Fills the arrays, by all ranks of a job, or by this process alone."""
     from torch.distributed.checkpoint.state_dict_loader import load
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # torch 2.13 says so of one process
-        load(arrays, checkpoint_id=folder)
+        load(arrays, checkpoint_id=folder, no_dist=alone)
 
 
 def _barrier() -> None:

@@ -86,8 +86,13 @@ def check_state(groups: list[dict[str, Any]], state_dict: dict[str, Any], keeps:
         if saved.get("rule") != group.get("rule"):
             rules = f"{saved.get('rule', 'Zeta')}, this optimizer {group.get('rule', 'Zeta')}"
             raise ValueError(f"the state's matrices moved by {rules}: start anew")
-        if list(map(tuple, saved["routes"])) != list(map(tuple, group["routes"])):
+        if plain(saved["routes"]) != plain(group["routes"]):
             raise ValueError("the state is of other matrices: build the optimizer with the routes it was saved with")
+
+
+def plain(value: Any) -> Any:
+    """Nested tuples again of what torch.distributed.checkpoint, torch 2.13, makes lists and () None of."""
+    return tuple(() if v is None else plain(v) for v in value) if isinstance(value, list | tuple) else value
 
 
 def load_values(state: dict[Any, Any], groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> None:

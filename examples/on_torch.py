@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from zeta.backends.torch import Zeta, load_named_state, named_state
+from zeta.backends.torch import Eta, Zeta, load_named_state, named_state
 from zeta.backends.torch_portable import whole
 from zeta.routing import route
 
@@ -34,7 +34,7 @@ def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 FUSED = model.Operations(rms_norm, attention, cross_entropy)
-TIMEOUT = timedelta(seconds=50)  # of a rank that waits for another
+TIMEOUT = timedelta(minutes=10)  # of a rank that waits for another: one may be writing a large checkpoint
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -96,7 +96,9 @@ class Trainer:
         if (self.device.type, dtype) == ("mps", "float64"):
             raise ValueError("MPS has no float64: add --device cpu, or choose --dtype float32")
         cuda = self.device.type == "cuda"
-        if cuda:  # the same sums in the same order: a resumed run repeats an uninterrupted one
+        if cuda:
+            torch.cuda.set_device(self.device)
+            # the same sums in the same order: a resumed run repeats an uninterrupted one
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         self.rank, self.ranks = join_ranks(self.device)
@@ -193,6 +195,8 @@ def make_optimizers(
     named = list(params.items())
     if name == "zeta":
         return [Zeta(named, betas=betas, weight_decay=weight_decay, process_group=group)]
+    if name == "eta":
+        return [Eta(named, betas=betas, weight_decay=weight_decay)]
     if name == "adamw":
         return [torch.optim.AdamW(named, betas=betas, weight_decay=weight_decay)]
     matrices = [(n, p) for n, p in named if route(n, tuple(p.shape)).treatment == "zeta"]
@@ -205,8 +209,9 @@ def find_device(name: str | None) -> torch.device:
     """The device of this name; None is CUDA, else MPS, else the CPU."""
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name is None:
-        kind = next(kind for kind, there in here.items() if there)
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if kind == "cuda" else kind
+        name = next(kind for kind, there in here.items() if there)
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # of torchrun
     try:
         device = torch.device(name)
     except RuntimeError:

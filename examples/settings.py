@@ -11,6 +11,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "zeta": dict(lr=6e-3, betas=[0.95, 0.99]),
+    "eta": dict(lr=1.2e-2, betas=[0.8, 0.99]),
     "adamw": dict(lr=6e-3, betas=[0.9, 0.95]),
     "muon": dict(lr=8e-3, betas=[0.9, 0.99]),
 }
@@ -53,7 +54,9 @@ def parser() -> argparse.ArgumentParser:
     shape.add_argument("--tied", action=argparse.BooleanOptionalAction, help="one matrix for embedding and head")
 
     run = p.add_argument_group("training")
-    run.add_argument("--optimizer", choices=OPTIMIZERS, help="zeta, or the library's own AdamW or Muon (default: zeta)")
+    run.add_argument(
+        "--optimizer", choices=OPTIMIZERS, help="zeta, eta, or the library's own AdamW or Muon (default: zeta)"
+    )
     run.add_argument("--steps", type=int, metavar="N")
     run.add_argument("--batch", type=int, metavar="N", help="sequences in a step")
     rates = ", ".join(f"{name} {o['lr']}" for name, o in OPTIMIZERS.items())

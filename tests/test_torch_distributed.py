@@ -13,15 +13,17 @@ torch = pytest.importorskip("torch")
 import communication  # noqa: E402
 import torch_ranks  # noqa: E402
 from torch.multiprocessing import start_processes  # noqa: E402
-from torch_ranks import Model, mlp, optimizer, read, start, train, train_mlp  # noqa: E402
+from torch_ranks import Model, mlp, optimizer, read, start, taking_turns, train, train_mlp  # noqa: E402
 
 from zeta import checkpoint, cli  # noqa: E402
 from zeta.backends.torch import AdaMuon, Eta, load_named_state, load_sharded, named_state, save_sharded  # noqa: E402
+from zeta.backends.torch_portable import whole  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("torch ranks")
 FLOAT32 = 6e-5  # of the distance moved: that of float32 products in zeta/machine.py
 ONCE_ROUNDED = 4e-3  # updates rounded to bfloat16 on the way, 2 ** -9 each
-EVERYWHERE = ["copies", "copies, state shared out", "rows", "columns", "experts", "rows, then columns"]
+EVERYWHERE = ["copies", "copies, state shared out", "rows", "columns", "experts", "partial gradients", "taking turns"]
+EVERYWHERE += ["full state dict", "rows, then columns"]
 HALF = ["half precision", "half precision, state shared out"]
 CASES = [(ranks, name) for ranks in (1, 2, 4) for name in EVERYWHERE + HALF * (ranks > 1)]
 CASES += [(2, "tensor parallel"), (4, "rows, twice"), (4, "tensor parallel, rows")]
@@ -50,6 +52,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 def one_process(name: str) -> dict[str, np.ndarray]:
     if name.startswith("tensor parallel"):
         return train_mlp(mlp())
+    if name == "taking turns":
+        return taking_turns()
     model = Model(torch.bfloat16 if name in HALF else torch.float32)
     opt = optimizer(model)
     train(model, opt)
@@ -137,6 +141,24 @@ def test_another_optimizers_state_is_refused() -> None:
         other = wrong([{**opt.param_groups[0], "params": list(model.named_parameters())}])
         with pytest.raises(ValueError, match=f"but {wrong.__name__} keeps .*: it belongs to another optimizer"):
             load_named_state(model, other, saved)
+
+
+def test_half_precision_becomes_portable(results: Results) -> None:
+    """bfloat16, which NumPy lacks, as float32; the remainder joins a parameter that has room for it."""
+    model = Model(torch.bfloat16)
+    opt = optimizer(model)
+    train(model, opt, range(5))
+    arrays = whole(named_state(model, opt))
+    assert arrays["wide"].dtype == np.float32
+    again, wide = Model(torch.bfloat16), Model()
+    opts = [optimizer(again), optimizer(wide)]
+    for other, o in zip((again, wide), opts, strict=True):
+        load_named_state(other, o, arrays)
+    train(model, opt, range(5, 10))
+    train(again, opts[0], range(5, 10))
+    assert all(np.array_equal(a, read(model, opt)[name]) for name, a in read(again, opts[0]).items())
+    exact = arrays["wide"] + arrays["optimizer.remainder.wide"]
+    assert np.array_equal(wide.wide.detach().numpy(), exact) and not np.array_equal(exact, arrays["wide"])
 
 
 def test_one_process_asks_no_process_group() -> None:

@@ -64,6 +64,16 @@ def same(a, b):
     return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
+def test_one_group_of_two_dtypes_moves_both():
+    wide, narrow = (torch.nn.Parameter(torch.ones(4, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16))
+    optimizer = Zeta([{"params": [("wide", wide), ("narrow", narrow)], "treatment": "adamw"}], lr=0.1)
+    for p in (wide, narrow):
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert torch.equal(wide.bfloat16(), narrow) and wide[0] < 1
+    assert len(optimizer.state) == 2
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("tensor", [False, True])
 def test_every_scheduler_drives_lr_and_betas_as_it_drives_adamw(name, tensor):

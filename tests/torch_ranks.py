@@ -10,9 +10,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from zeta import Route
@@ -64,7 +71,7 @@ class Model(nn.Module):
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         for name, array in start().items():
-            self.register_parameter(name, nn.Parameter(torch.tensor(array, dtype=dtype)))
+            self.register_parameter(name, nn.Parameter(torch.tensor(array, dtype=dtype), name != "frozen"))
 
 
 def optimizer(model: nn.Module, **options: Any) -> Zeta:
@@ -85,6 +92,8 @@ def train(model: nn.Module, optimizer: Zeta, steps: range = range(STEPS)) -> Non
                 g = torch.tensor(grads[name], dtype=p.dtype)
                 p.grad = scatter(g, p) if isinstance(p, DTensor) else g
         optimizer.step()
+    assert len(optimizer.state) == sum(p.grad is not None for p in model.parameters())
+    optimizer.state_dict()
 
 
 def scatter(x: torch.Tensor, like: Any) -> DTensor:
@@ -133,6 +142,51 @@ def experts() -> dict[str, np.ndarray]:
         model.register_parameter(name, nn.Parameter(distribute_tensor(p.data, mesh, [placement], src_data_rank=None)))
     opt = optimizer(model)
     train(model, opt)
+    return read(model, opt)
+
+
+def partial_gradients() -> dict[str, np.ndarray]:
+    """Gradients that are still to be added up over the ranks, some of which hold nothing of some parameters."""
+    model, mesh = Model(), init_device_mesh("cpu", (dist.get_world_size(),))
+    del model.scalar
+    for name, p in list(model.named_parameters()):
+        model.register_parameter(name, nn.Parameter(distribute_tensor(p.data, mesh, [Shard(0)], src_data_rank=None)))
+    opt = optimizer(model)
+    for step in range(STEPS):
+        for name, grad in gradients(step).items():
+            if name != "scalar":
+                part = torch.tensor(grad) / dist.get_world_size()
+                model.get_parameter(name).grad = DTensor.from_local(part, mesh, [Partial()])
+        opt.step()
+    return read(model, opt)
+
+
+def full_state_dict() -> dict[str, np.ndarray]:
+    """Five steps, torch's own full state, and five more from it."""
+    options, states = StateDictOptions(full_state_dict=True), []
+    for steps in (range(5), range(5, STEPS)):
+        model = Model()
+        del model.scalar
+        fully_shard(model)
+        opt = optimizer(model)
+        if states:
+            set_model_state_dict(model, states[0], options=options)
+            set_optimizer_state_dict(model, opt, states[1], options=options)
+        train(model, opt, steps)
+        states = [get_model_state_dict(model, options=options), get_optimizer_state_dict(model, opt, options=options)]
+        dist.broadcast_object_list(states)  # torch leaves them with the first rank alone
+    return read(model, opt)
+
+
+def taking_turns(group: Any = None) -> dict[str, np.ndarray]:
+    """As experts may, another parameter at every step."""
+    model = Model()
+    opt = optimizer(model, process_group=group)
+    for step in range(STEPS):
+        opt.zero_grad()
+        name = ("wide", "tall", "odd")[step % 3]
+        model.get_parameter(name).grad = torch.tensor(gradients(step)[name])
+        opt.step()
     return read(model, opt)
 
 
@@ -194,6 +248,9 @@ def arrangements(folder: str) -> Iterator[tuple[str, Any]]:
     yield "rows", fsdp
     yield "columns", partial(fsdp, columns)
     yield "experts", experts
+    yield "partial gradients", partial_gradients
+    yield "full state dict", full_state_dict
+    yield "taking turns", partial(taking_turns, dist.group.WORLD)
     yield "rows, then columns", partial(moved_house, folder)
     yield "half precision", partial(copies, torch.bfloat16)
     yield "half precision, state shared out", partial(copies, torch.bfloat16, shard_state=True)
