@@ -55,13 +55,13 @@ class Zeta(torch.optim.Optimizer):
     `param_groups` reads the model; with `model.named_parameters()` names and shapes decide alone. A group's `treatment`
     ("zeta" or "adamw") overrules them. Moments are float32 or better; a narrower parameter keeps what rounding took off
     it, so that no small step is lost. `ns_steps="auto"` takes as many Newton-Schulz steps as a matrix's shape needs
-    (`zeta.auto_coefficients`).
-    Over ranks each matrix is orthogonalised by one of them: DTensors (FSDP2, tensor parallel) tell all, DDP needs
-    `process_group`, the ranks that hold the same parameters; `shard_state` leaves each the state of a part, so that rank
-    0's `state_dict()` alone is not the whole (`save_sharded` is), and `comm_dtype` rounds what travels. All ranks must
-    have gradients of the same parameters: zeros, where an expert saw no token.
-    Each group has its own copy of a tensor `lr`: change `group["lr"]`. Raises
-    ValueError for values out of range, TypeError for sparse or complex gradients, always before anything is changed.
+    (`zeta.auto_coefficients`). Each group has its own copy of a tensor `lr`: change `group["lr"]`. Raises ValueError
+    for values out of range, TypeError for sparse or complex gradients, always before anything is changed.
+
+    Over ranks each matrix is orthogonalised by one of them. DTensors (FSDP2, tensor parallel) tell all; DDP needs
+    `process_group`, the ranks that hold the same parameters. `shard_state` leaves each rank the state of a part: rank
+    0's `state_dict()` is not the whole then, `save_sharded` is. `comm_dtype` rounds what travels. All ranks must have
+    gradients of the same parameters: zeros, where an expert saw no token.
     """
 
     @property

@@ -11,7 +11,7 @@ from mlx import nn
 from mlx.nn import average_gradients
 from mlx.optimizers import AdamW, Muon, Optimizer, clip_grad_norm
 
-from zeta.backends.mlx import Zeta
+from zeta.backends.mlx import Eta, Zeta
 from zeta.routing import route
 
 
@@ -30,7 +30,7 @@ def cross_entropy(scores: mx.array, targets: mx.array) -> mx.array:
 FUSED = model.Operations(rms_norm, attention, cross_entropy)
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float64": mx.float64}
 # The state of MLX's own optimizers under the names that it has in torch.
-NAMES = {AdamW: {"m": "exp_avg", "v": "exp_avg_sq"}, Muon: {"v": "momentum_buffer"}, Zeta: {}}
+NAMES = {AdamW: {"m": "exp_avg", "v": "exp_avg_sq"}, Muon: {"v": "momentum_buffer"}, Zeta: {}, Eta: {}}
 
 
 class Part(NamedTuple):
@@ -166,6 +166,8 @@ def make_parts(
     """One optimizer, or for Muon, which is for matrices, two. Zeta shares its work out over the group."""
     if name == "zeta":
         return [Part(Zeta(betas=betas, weight_decay=weight_decay, group=group), list(params))]
+    if name == "eta":
+        return [Part(Eta(betas=betas, weight_decay=weight_decay), list(params))]
     adamw = AdamW(1e-3, list(betas), weight_decay=weight_decay, bias_correction=True)
     if name == "adamw":
         return [Part(adamw, list(params))]

@@ -133,7 +133,7 @@ def test_another_optimizer_setting_is_another_run(oracle: np.ndarray) -> None:
     assert np.max(np.abs(other / oracle - 1)) > 1e-3
 
 
-@pytest.mark.parametrize("optimizer", ["zeta", "adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["zeta", "eta", "adamw", "muon"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_optimizer_learns(library: str, optimizer: str, dtype: str) -> None:
     got = losses(glue(library), dtype, optimizer=optimizer)

@@ -139,7 +139,7 @@ def test_one_lost_moment_would_show(tmp_path: Path, begun: Path, change: str) ->
 
 # For muon no more than this holds: torch 2.13 multiplies in bfloat16, MLX 0.32 in the parameter's dtype, and in MLX no
 # weight decays (see on_mlx.py), so that the losses of `there_and_back` differ by up to 2.5e-2.
-@pytest.mark.parametrize("optimizer", ["zeta", "adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["zeta", "eta", "adamw", "muon"])
 @pytest.mark.parametrize("first, then", [("mlx", "torch"), ("torch", "mlx")])
 def test_the_change_itself_loses_no_bit(
     tmp_path: Path, first_flags: list[str], optimizer: str, first: str, then: str
