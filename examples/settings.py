@@ -117,8 +117,8 @@ def merge(given: dict[str, Any], saved: dict[str, Any] | None = None) -> dict[st
     for name in ("warmup", "seed", "sample", "inspect", "lr", "weight_decay"):
         if not 0 <= settings[name] < float("inf"):
             raise ValueError(f"--{name.replace('_', '-')} is {settings[name]}, but must be finite and at least 0")
-    if settings["inspect"] and settings["optimizer"] == "muon":
-        raise ValueError("--inspect needs second moments, which muon does not keep: choose --optimizer zeta or adamw")
+    if settings["inspect"] and settings["optimizer"] in ("eta", "muon"):
+        raise ValueError("--inspect needs second moments, which eta and muon do not keep: choose zeta or adamw")
     if not all(0 <= b < 1 for b in settings["betas"]):
         raise ValueError(f"--betas is {settings['betas']}, but both must be at least 0 and below 1")
     return settings
