@@ -62,7 +62,7 @@ def torch_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     import torch
     from torch.optim import _muon
 
-    from zeta.backends.torch import Zeta
+    from zeta.backends.torch import Eta, Zeta
 
     device = options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -98,6 +98,7 @@ def torch_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     layer = {name: p for name, p in model(1).items() if "layers" in name and p.ndim > 1}
     contenders: dict[str, Callable[[], Any]] = {
         "zeta": partial(wait, ours.step),
+        "eta": partial(wait, Eta(model(options.layers).items()).step),
         "Muon + AdamW, in float32": partial(wait, partial(in_float32, muon(model(options.layers)))),
         "loop of zeta.update": partial(wait, core_loop(model(options.layers))),
         "AdamW alone": partial(wait, torch.optim.AdamW(model(options.layers).values(), fused=True).step),
