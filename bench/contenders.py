@@ -11,7 +11,7 @@ from loop import learning_rate
 from torch import nn
 
 from zeta import family, preconditioned
-from zeta.backends.torch import Zeta, param_groups
+from zeta.backends.torch import Eta, Zeta, param_groups
 from zeta.backends.torch_family import Family
 from zeta.core import Array, Hyper, Orthogonalize, State
 from zeta.preconditioned import eigh, power
@@ -22,9 +22,6 @@ from zeta.stages import (
     entries,
     keeps,
     left,
-    mean_cols,
-    mean_rows,
-    nesterov,
     nonzero,
     one,
     right,
@@ -75,16 +72,6 @@ def shampoo(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
     return to_rms(a @ m @ b), {"exp_avg": m} | factors | kept
 
 
-@keeps(exp_avg=entries)
-def ours(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> Step:
-    """Nesterov momentum, its rows and then its columns brought to one size, then Newton-Schulz: no variance kept."""
-    m = ema(state["exp_avg"], g, hyper.betas[0])
-    x = nesterov(m, g, hyper.betas[0])
-    x = x / nonzero(mean_rows(x * x)) ** 0.5
-    x = x / nonzero(mean_cols(x * x)) ** 0.5
-    return to_rms(orthogonalize(x)), {"exp_avg": m}
-
-
 # name -> (label, rule; None is AdamW for everything)
 CONTENDERS: dict[str, tuple[str, Rule | None]] = {
     "adamw": ("AdamW", None),
@@ -93,7 +80,7 @@ CONTENDERS: dict[str, tuple[str, Rule | None]] = {
     "normuon": ("NorMuon", family.normuon),
     "soap": ("SOAP, bases every 10 steps", soap),
     "zeta": ("Zeta (the paper's)", family.zeta),
-    "ours": ("ours", ours),
+    "eta": ("Eta (ours)", family.eta),
     "rank1_before": ("rank-1 variance before (Muon^2-F)", family.rank1_before),
     "rank1_after": ("rank-1 variance after", family.rank1_after),
     "rank1_both": ("rank-1 variance before and after", family.rank1_both),
@@ -106,7 +93,7 @@ CONTENDERS: dict[str, tuple[str, Rule | None]] = {
     "shampoo": ("Shampoo, roots every 10 steps", shampoo),
     "schattor": ("Schattor, p = 4", preconditioned.schattor()),
 }
-ONE_BETA = {"muon", "ours", "signum", "adago", "dion2", "schattor"}  # whose b2 does nothing
+ONE_BETA = {"muon", "eta", "signum", "adago", "dion2", "schattor"}  # whose b2 does nothing
 
 
 def make(s: Setting, model: nn.Module) -> torch.optim.Optimizer:
@@ -118,8 +105,8 @@ def make(s: Setting, model: nn.Module) -> torch.optim.Optimizer:
     groups = param_groups(model)
     for group in groups:
         group |= {"betas": REST} if group["treatment"] == "adamw" else {}
-    kind: Callable[..., torch.optim.Optimizer] = Zeta if rule is family.zeta else type("Of", (Family,), {"rule": rule})
-    return kind(groups, **options)
+    own: dict[str, Callable[..., torch.optim.Optimizer]] = {"zeta": Zeta, "eta": Eta}
+    return (own.get(s.optimizer) or type("Of", (Family,), {"rule": rule}))(groups, **options)
 
 
 def train(s: Setting, task: tasks.Task, every: int) -> dict[str, Any]:

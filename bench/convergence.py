@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 LR, B1, B2 = [8e-3 * 2.0**k for k in range(-5, 4)], [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95], [0.95, 0.99]
 SEARCHED = 100
 ADAM = ("adamw", "soap")  # their entries move by up to lr, five times as far as the others'
-FIRST = ("zeta", "muon", "adamw", "adamuon", "normuon", "ours", "soap")  # on all tasks, with five seeds
+FIRST = ("zeta", "muon", "adamw", "adamuon", "normuon", "eta", "soap")  # on all tasks, with five seeds
 VARIANCE = ("rank1_before", "rank1_after", "rank1_both", "whiten_after", "whiten_both")  # on lm, with five
 ORDER = [(task, name) for task in ("lm", "vit", "moe") for name in FIRST[:-1]]
 ORDER += [("vit", "soap"), *(("lm", name) for name in VARIANCE), ("lm", "soap"), ("moe", "soap")]
@@ -124,10 +124,10 @@ VERSIONS = {name: version(name) for name in ("torch", "numpy", "scikit-learn")} 
 def worker() -> Connection:
     """A pipe to a new process, which ends when the pipe does: send a Setting, receive what `train` says."""
     context = multiprocessing.get_context("spawn")  # a forked process would hold the others' pipes open
-    ours, theirs = context.Pipe()
-    context.Process(target=serve, args=(theirs,), daemon=True).start()
-    theirs.close()
-    return ours
+    mine, its = context.Pipe()
+    context.Process(target=serve, args=(its,), daemon=True).start()
+    its.close()
+    return mine
 
 
 def serve(pipe: Connection) -> None:
@@ -178,9 +178,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=int, metavar="N", help="of every run (default: the task's own)")
     p.add_argument("--workers", type=int, default=2, metavar="N", help="processes of one thread each (2)")
     p.add_argument("--out", type=Path, metavar="FILE", help="the runs, a line each (bench/convergence.jsonl)")
-    p.add_argument(
-        "--against", default="ours", choices=CONTENDERS, metavar="NAME", help="whom `table` subtracts (ours)"
-    )
+    p.add_argument("--against", default="eta", choices=CONTENDERS, metavar="NAME", help="whom `table` subtracts (eta)")
     p.add_argument("--picture", type=Path, metavar="FILE", help="what `plot` writes (--out's name as .png)")
     return p
 

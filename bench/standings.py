@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # n: t at 97.5 %
 Runs = dict[str, list[dict[str, Any]]]  # optimizer -> its runs on the fresh seeds, in the seeds' order
 TITLES = {"lm": "language model", "vit": "vision transformer on digits", "moe": "mixture of experts"}
-COLOURS = {"ours": "#d1602a", "zeta": "#0b6fb8"}
+COLOURS = {"eta": "#d1602a", "zeta": "#0b6fb8"}
 HEAD = "| {} | state | lr, b1, b2 | held-out loss | less {}, seed by seed | steps to AdamW's | ms a step |"
 
 
