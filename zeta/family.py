@@ -9,7 +9,7 @@ from math import ceil
 from array_api_compat import array_namespace
 
 from zeta import core
-from zeta.core import Array, Hyper, Orthogonalize, State, frobenius, normalize
+from zeta.core import Array, Hyper, Orthogonalize, State, frobenius
 from zeta.stages import (
     Rule,
     Step,
@@ -136,11 +136,10 @@ def eta(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> S
     """
     b1, xp = hyper.betas[0], array_namespace(g)
     m = ema(state["exp_avg"], g, b1)
-    x = normalize(nesterov(m, g, b1))
-    for axis in (-1, -2):
-        x = x * xp.astype(xp.any(g != 0, axis=axis, keepdims=True), x.dtype)
-    x = x / nonzero(mean_rows(x * x)) ** 0.5
-    x = x / nonzero(mean_cols(x * x)) ** 0.5
+    x = nesterov(m, g, b1)
+    rows, cols = (xp.astype(xp.any(g != 0, axis=axis, keepdims=True), x.dtype) for axis in (-1, -2))
+    x = x * rows / nonzero(mean_rows(x * x)) ** 0.5
+    x = x * cols / nonzero(mean_cols(x * x)) ** 0.5
     return to_rms(orthogonalize(x)), {"exp_avg": m}
 
 
