@@ -8,7 +8,7 @@ train: .venv/train
 	$(BIN)/python examples/train_lm.py
 
 test: .venv/test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 parity: .venv/test
 	$(BIN)/zeta parity

@@ -20,7 +20,6 @@ import train_lm  # noqa: E402
 
 from zeta.parity import TOLERANCE, assert_close  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("mlx ranks")
 FROZEN = f"param.{mlx_ranks.FROZEN}"
 TINY = "--layers 1 --width 16 --heads 2 --kv-heads 1 --context 16 --batch 4 --steps 8 --sample 3 --device cpu"
 BOUND = TOLERANCE["float32"].step

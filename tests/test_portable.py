@@ -122,12 +122,18 @@ def begun(tmp_path_factory: pytest.TempPathFactory, first_flags: list[str]) -> P
 
 
 @pytest.mark.parametrize("change", ["nothing", "zero", "lose"])
-def test_one_lost_moment_would_show(tmp_path: Path, begun: Path, change: str) -> None:
+def test_one_lost_moment_would_show(
+    tmp_path: Path, begun: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, key = tmp_path / "out", "optimizer.exp_avg_sq.model.layers.1.mlp.up_proj.weight"
     shutil.copytree(begun, out)
     arrays, s = checkpoint.load(out / FILE)
     arrays |= {key: arrays[key] * (change != "zero")}
     checkpoint.save(out / FILE, {name: a for name, a in arrays.items() if (name, change) != (key, "lose")}, s)
+    if change == "lose":
+        assert train_lm.main(command(out, "torch", 40, "--resume")) == 2
+        assert "but Zeta keeps" in capsys.readouterr().err
+        return
     run(out, "torch", 40, "--resume")
     for assert_same in (assert_same_losses, assert_same_state):
         if change == "nothing":

@@ -19,7 +19,6 @@ from zeta import checkpoint, cli  # noqa: E402
 from zeta.backends.torch import AdaMuon, Eta, load_named_state, load_sharded, named_state, save_sharded  # noqa: E402
 from zeta.backends.torch_portable import whole  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("torch ranks")
 FLOAT32 = 6e-5  # of the distance moved: that of float32 products in zeta/machine.py
 ONCE_ROUNDED = 4e-3  # updates rounded to bfloat16 on the way, 2 ** -9 each
 EVERYWHERE = ["copies", "copies, state shared out", "rows", "columns", "experts", "partial gradients", "taking turns"]

@@ -18,7 +18,6 @@ from loop import FILE
 from zeta import checkpoint
 
 pytest.importorskip("torch")
-pytestmark = pytest.mark.xdist_group("torchrun")
 EXAMPLES = Path(train_lm.__file__).parent
 FLAGS = (
     "--layers 2 --width 32 --heads 2 --kv-heads 1 --context 16 --batch 4 --steps 40 --warmup 400 --eval-every 5 "
