@@ -106,5 +106,5 @@ def close(runs: Runs) -> list[str]:
     means = {name: interval(losses(runs[name]))[0] for name in ranked(runs)}
     finite = [m for m in means.values() if m < inf]
     return [
-        name for name, m in means.items() if m < inf and m - finite[0] <= 5 * (finite[len(finite) // 2] - finite[0])
+        name for name, m in means.items() if m < inf and m - finite[0] <= 3 * (finite[len(finite) // 2] - finite[0])
     ]
