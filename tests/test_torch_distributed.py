@@ -21,10 +21,11 @@ from zeta.backends.torch_portable import whole  # noqa: E402
 
 FLOAT32 = 6e-5  # of the distance moved: that of float32 products in zeta/machine.py
 ONCE_ROUNDED = 4e-3  # updates rounded to bfloat16 on the way, 2 ** -9 each
-EVERYWHERE = ["copies", "copies, state shared out", "rows", "columns", "experts", "partial gradients", "taking turns"]
-EVERYWHERE += ["full state dict", "rows, then columns"]
+EVERYWHERE = ["copies", "copies, state shared out", "rows", "columns", "experts", "partial gradients"]
+EVERYWHERE += ["rows, then columns"]
 HALF = ["half precision", "half precision, state shared out"]
-CASES = [(ranks, name) for ranks in (1, 2, 4) for name in EVERYWHERE + HALF * (ranks > 1)]
+CASES = [(ranks, name) for ranks in (1, 2, 4) for name in EVERYWHERE]
+CASES += [(ranks, name) for ranks in (1, 2) for name in ["full state dict", "taking turns", *HALF]]
 CASES += [(2, "tensor parallel"), (4, "rows, twice"), (4, "tensor parallel, rows")]
 
 

@@ -249,15 +249,16 @@ def arrangements(folder: str) -> Iterator[tuple[str, Any]]:
     yield "columns", partial(fsdp, columns)
     yield "experts", experts
     yield "partial gradients", partial_gradients
-    yield "full state dict", full_state_dict
-    yield "taking turns", partial(taking_turns, dist.group.WORLD)
     yield "rows, then columns", partial(moved_house, folder)
-    yield "half precision", partial(copies, torch.bfloat16)
-    yield "half precision, state shared out", partial(copies, torch.bfloat16, shard_state=True)
     yield "half precision on the way", partial(copies, shard_state=True, comm_dtype=torch.bfloat16)
     yield "shards alone", shards_alone
     for cut in communication.AXES:
         yield f"counted {cut}", partial(communication.counted, cut)
+    if ranks < 4:
+        yield "full state dict", full_state_dict
+        yield "taking turns", partial(taking_turns, dist.group.WORLD)
+        yield "half precision", partial(copies, torch.bfloat16)
+        yield "half precision, state shared out", partial(copies, torch.bfloat16, shard_state=True)
     if ranks == 2:
         yield "tensor parallel", lambda: train_mlp(tensor_parallel(init_device_mesh("cpu", (2,))))
     if ranks == 4:
