@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .torch_places import placed
 
+# Fewer than zeta.routing's: PEFT's base_layer tells two parameters of one name apart.
 WRAPPER = re.compile(r"(^module|\b_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from zeta import checkpoint
-
 from .torch_places import zeros
 from .torch_portable import check_names, check_state, load_named_state, named, named_state, numpy, owners, parameter_of
 
@@ -67,6 +65,8 @@ def convert(folder: Path, file: Path) -> None:
 
     Raises ValueError for a folder that is none of `save_sharded`'s.
     """
+    from zeta import checkpoint  # which needs safetensors, as nothing else here does
+
     arrays: dict[str, Any] = {name: torch.zeros(size, dtype=dtype) for name, (size, dtype) in _saved(folder).items()}
     _load(arrays, folder, alone=True)
     settings = json.loads((folder / SETTINGS).read_text())

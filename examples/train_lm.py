@@ -2,6 +2,7 @@
 """Trains a small language model with Zeta: one script for every backend. See --help."""
 
 import os
+import re
 import sys
 from itertools import count
 from pathlib import Path
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:  # torch and MLX tell by the message alone
         if "alloc" in str(error):
             message = f"out of memory: choose a smaller --batch, --context or --size ({error})"
-        elif LAUNCHED:
+        elif LAUNCHED and re.search("gloo|NCCL|onnection|timed out", str(error)):
             message = f"another rank is gone: go on from the last checkpoint with --resume ({error})"
         else:
             raise
@@ -50,6 +51,10 @@ def train(given: dict[str, Any]) -> int:
     out = choose_folder(given)
     arrays, saved = checkpoint.load(out / FILE) if "resume" in given else (None, None)
     s = settings.merge(given, saved)
+    if LAUNCHED and s["backend"] not in ("auto", LAUNCHED):
+        raise ValueError(
+            f"this is a rank of {LAUNCHED}, not of --backend {s['backend']}: leave --backend out"
+        )
     library = zeta.backend(LAUNCHED or s["backend"]).__name__.rpartition(".")[2]
     source = text.load(s["data"] and Path(s["data"]))
     out.mkdir(parents=True, exist_ok=True)

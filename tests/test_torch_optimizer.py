@@ -3,6 +3,8 @@
 import copy
 import io
 import pickle
+import subprocess
+import sys
 
 import pytest
 
@@ -62,6 +64,15 @@ def train(model, optimizer, steps, start=0):
 
 def same(a, b):
     return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("backend", ["torch", "mlx"])
+def test_a_backend_needs_its_library_alone(backend):
+    """What the other extras bring is not there after pip install '.[torch]'."""
+    absent = "safetensors tokenizers matplotlib triton transformers"
+    code = f"import sys; sys.modules.update(dict.fromkeys('{absent}'.split())); import zeta.backends.{backend}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_one_group_of_two_dtypes_moves_both():
