@@ -52,9 +52,7 @@ def train(given: dict[str, Any]) -> int:
     arrays, saved = checkpoint.load(out / FILE) if "resume" in given else (None, None)
     s = settings.merge(given, saved)
     if LAUNCHED and s["backend"] not in ("auto", LAUNCHED):
-        raise ValueError(
-            f"this is a rank of {LAUNCHED}, not of --backend {s['backend']}: leave --backend out"
-        )
+        raise ValueError(f"this is a rank of {LAUNCHED}, not of --backend {s['backend']}: leave --backend out")
     library = zeta.backend(LAUNCHED or s["backend"]).__name__.rpartition(".")[2]
     source = text.load(s["data"] and Path(s["data"]))
     out.mkdir(parents=True, exist_ok=True)
