@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 INSTALL = $(BIN)/pip install --quiet --constraint constraints.txt --editable
+TOO_OLD = zeta needs Python 3.11 or newer, but $(PYTHON) is %d.%d.%d: make $(or $(MAKECMDGOALS),train) PYTHON=python3.12
 
 .PHONY: train test parity bench lint
 train: .venv/train
@@ -28,8 +29,12 @@ lint: .venv/test
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-.venv/train: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+.venv/made:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(TOO_OLD)" % sys.version_info[:3])'
+	$(PYTHON) -m venv --clear .venv
+	touch $@
+
+.venv/train: pyproject.toml constraints.txt | .venv/made
 	$(INSTALL) '.[torch,mlx,train]'
 	touch $@
 
