@@ -13,7 +13,7 @@ from zeta.core import COEFFICIENTS, Hyper
 from zeta.layout import Route, batches, check
 from zeta.routing import route, warn_of_doubts
 from zeta.stages import Keeps, Rule, Shape, entries
-from zeta.steps import Steps, chosen, steps_for
+from zeta.steps import Steps, chosen
 from zeta.storage import part, viewed, whole
 
 from .mlx_distributed import shared, together
@@ -111,12 +111,11 @@ class Zeta(Optimizer):
         ns_dtype: mx.Dtype | None = None,
         group: mx.distributed.Group | None = None,
     ) -> None:
-        Hyper(learning_rate, betas, eps, weight_decay)  # checks the values
-        steps_for(coefficients, 1, 1)  # as does this
+        hyper = Hyper(0.0 if callable(learning_rate) else learning_rate, betas, eps, weight_decay)  # checks the values
         super().__init__()  # type: ignore[no-untyped-call]
         self.state[self._version] = mx.array(1)
         self._maybe_schedule("learning_rate", learning_rate)
-        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self.betas, self.eps, self.weight_decay = hyper.betas, hyper.eps, hyper.weight_decay
         self.routes, self.coefficients, self.ns_dtype = routes or {}, chosen(coefficients, ns_steps), ns_dtype
         self.group = group if group is not None and group.size() > 1 else None
         if self.group and self.rule is not family.zeta:
@@ -163,7 +162,8 @@ class Zeta(Optimizer):
         wide = {name: widen(params[name], state) for name, state in states.items()}
         after = self._zeta(hyper, {n: r for n, r in routes.items() if r.treatment == "zeta"}, grads, states, wide)
         for name in (name for name, r in routes.items() if r.treatment == "adamw"):
-            after[name] = adamw.update(grads[name], states[name], wide[name], hyper)
+            moments = {key: value for key, value in states[name].items() if key != "remainder"}
+            after[name] = adamw.update(grads[name], moments, wide[name], hyper)
         new = {name: round_back(w, params[name], states[name], moments) for name, (w, moments) in after.items()}
         return tree_map_with_path(lambda name, _: new[name], gradients)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from zeta import cli, machine
-from zeta.machine import Absent, numpy_target
+from zeta.machine import Absent, Target, numpy_target
 
 
 @pytest.fixture
@@ -71,13 +71,36 @@ def test_plot_writes_a_picture(only_numpy, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nonsense"], ["parity", "--control", "nonsense"], ["parity", "--plot", "/no/such/folder/x.png"]]
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["parity", "--control", "nonsense"],
+        ["parity", "--plot", "/no/such/folder/x.png"],
+        ["parity", "--plot", "x.xyz"],
+        ["inspect", "x", "--plot", "x.xyz"],
+        ["convert", "/no/such/folder", "x.safetensors"],
+    ],
 )
 def test_wrong_usage_ends_with_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit:
         cli.main(arguments)
     assert exit.value.code == 2
-    assert "usage:" in capsys.readouterr().err
+    assert (
+        f"usage: {' '.join(['zeta', *arguments[:1]][: 1 if 'nonsense' in arguments[:1] else 2])}"
+        in capsys.readouterr().err
+    )
+
+
+def test_a_library_that_cannot_be_imported_is_a_failure_beside_the_others(monkeypatch):
+    def broken():
+        raise ImportError("libmlx.so is missing")
+        yield
+
+    monkeypatch.setattr(machine, "_mlx", broken)
+    found = [target for target in machine.targets() if target.library in ("mlx", "numpy")]
+    assert [type(target) for target in found] == [Target, Target, Absent]
+    assert found[-1] == Absent("mlx", "cpu", "libmlx.so is missing", expected=True)
 
 
 def test_the_installed_command_runs():
@@ -127,7 +150,17 @@ def test_routing_reports_what_is_ambiguous_and_fails(capsys, monkeypatch, tmp_pa
     assert "ambiguous: query_key_value.weight fuses" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("model", ["nonsense", "no.such.module:f", "zeta:no_such_function", "/no/such/config.json"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "nonsense",
+        "no.such.module:f",
+        "zeta:no_such_function",
+        "/no/such/config.json",
+        "fractions:Fraction",  # makes something without parameters
+        "zeta:update",  # needs arguments
+    ],
+)
 def test_routing_of_no_model_ends_with_status_2(model, capsys):
     with pytest.raises(SystemExit) as exit:
         cli.main(["routing", model])

@@ -218,11 +218,23 @@ class TestErrors:
             ({"betas": (0.9, 1.0)}, r"betas is \(0.9, 1.0\)"),
             ({"betas": (-0.1, 0.9)}, "betas"),
             ({"betas": (0.9,)}, "betas"),
+            ({"betas": 0.9}, "betas is 0.9"),
+            ({"betas": (0.9, "0.99")}, "betas is"),
+            ({"lr": "1e-3"}, "lr is '1e-3', but must be a number"),
+            ({"weight_decay": None}, "weight_decay is None"),
+            ({"eps": 0}, "eps is 0, but must be > 0"),
         ],
     )
     def test_values_out_of_range(self, setting, message):
         with pytest.raises(ValueError, match=message):
             zeta.Hyper(**setting)
+
+    def test_scalars_of_numpy_do_not_widen_the_state(self):
+        hyper = zeta.Hyper(np.float64(1e-3), [np.float64(0.9), np.float32(0.99)], np.float64(1e-8), np.int64(0))
+        param = self.param.astype("float32")
+        for module in (zeta, adamw):
+            after, state = module.update(param, module.init(param), param, hyper)
+            assert all(array.dtype == "float32" for array in (after, *state.values()))
 
     def test_hyper_is_immutable(self):
         with pytest.raises(AttributeError):
@@ -232,9 +244,31 @@ class TestErrors:
         state = zeta.init(self.param)
         with pytest.raises(ValueError, match=r"grad has shape \(6, 4\), but its parameter has \(4, 6\)"):
             zeta.update(np.ones((6, 4)), state, self.param, zeta.Hyper())
-        with pytest.raises(ValueError, match="exp_avg has shape"):
+        with pytest.raises(ValueError, match=r"the state is \{'exp_avg': \(4, 6\), .* needs \{'exp_avg': \(2, 3\)"):
             zeta.update(np.ones((2, 3)), state, np.ones((2, 3)), zeta.Hyper())
         assert not any(array.any() for array in state.values())
+
+    @pytest.mark.parametrize("shape", [(4, 1), (1,), ()])
+    def test_a_vectors_gradient_is_not_broadcast(self, shape):
+        w = np.ones(4)
+        with pytest.raises(ValueError, match="they must agree"):
+            adamw.update(np.ones(shape), adamw.init(w), w, zeta.Hyper())
+
+    def test_another_optimizers_state(self):
+        for update, state in (
+            (adamw.update, zeta.init(self.param)),
+            (zeta.update, adamw.init(self.param)),
+            (zeta.update, {"exp_avg": self.param}),
+        ):
+            with pytest.raises(ValueError, match="make it with this optimizer's init"):
+                update(self.param, state, self.param, zeta.Hyper())
+
+    def test_integers(self):
+        for call in (zeta.newton_schulz, zeta.init):
+            with pytest.raises(TypeError, match=r"array of int64 .* convert it"):
+                call(np.arange(6).reshape(2, 3))
+        with pytest.raises(TypeError, match="complex64"):
+            zeta.newton_schulz(np.ones((2, 3), "complex64"))
 
     def test_a_vector_is_not_a_matrix(self):
         with pytest.raises(ValueError, match="use zeta"):

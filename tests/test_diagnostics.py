@@ -1,6 +1,7 @@
 """Every diagnostic on a matrix whose answer is known in closed form, with a control that must give another one."""
 
 import json
+import re
 from math import exp, sqrt
 from pathlib import Path
 
@@ -160,6 +161,12 @@ def test_what_has_no_answer_is_left_out_or_refused():
         list(inspect({"a.weight": np.eye(4), "optimizer.momentum_buffer.a.weight": np.eye(4)}, lr=1.0))
     with pytest.raises(ValueError, match="a or its moments hold NaN"):
         list(inspect(state("a.weight", np.full((4, 4), np.nan)), lr=1.0))
+    for lost in ("a.weight", "optimizer.exp_avg.a.weight"):
+        rest = {name: array for name, array in state("a.weight", np.eye(4)).items() if name != lost}
+        with pytest.raises(ValueError, match=f"but no \\['{lost}'\\]"):
+            list(inspect(rest, lr=1.0))
+    with pytest.raises(ValueError, match="lr is nan"):
+        list(inspect(busy, lr=float("nan")))
 
 
 @pytest.fixture
@@ -209,7 +216,13 @@ def test_a_series_comes_before_the_checkpoint_and_is_drawn_over_time(run, capsys
         ("short.safetensors", b"nonsense", "cut short, or no safetensors"),
         ("empty.jsonl", b"", "no record yet"),
         ("other.jsonl", b"nonsense\n", "is no inspect.jsonl"),
-        ("list.jsonl", b'{"step": 1, "loss": 2.0}\n', "is no inspect.jsonl"),
+        ("metrics.jsonl", b'{"step": 1, "loss": 2.0}\n', "is no inspect.jsonl"),
+        ("list.jsonl", b"[1]\n", "is no inspect.jsonl"),
+        (
+            "views.jsonl",
+            b'{"step": 1, "matrix": "a", "shape": [2, 2], "change": 0, "before": {}, "after": {}}\n',
+            "is no",
+        ),
     ],
 )
 def test_what_cannot_be_shown_ends_with_status_2_and_one_line(tmp_path, capsys, name, content, message):
@@ -219,7 +232,14 @@ def test_what_cannot_be_shown_ends_with_status_2_and_one_line(tmp_path, capsys, 
         cli.main(["inspect", str(tmp_path / name)])
     assert exit.value.code == 2
     err = capsys.readouterr().err
-    assert message in err and err.count("\n") == 2  # usage, and the error
+    assert message in err and len(re.findall(r"^(?!usage|\s)", err.rstrip("\n"), re.M)) == 1  # usage, and one line
+
+
+def test_a_state_that_never_saw_a_gradient_is_told(tmp_path, capsys):
+    checkpoint.save(tmp_path / "idle.safetensors", state("a.weight", np.zeros((4, 4))), {"step": 1})
+    with pytest.raises(SystemExit):
+        cli.main(["inspect", str(tmp_path / "idle.safetensors"), "--json"])
+    assert "every gradient was zero so far" in capsys.readouterr().err
 
 
 SMALL = "--layers 1 --width 16 --heads 2 --kv-heads 1 --context 16 --batch 2 --eval-every 4 --sample 0 --device cpu"

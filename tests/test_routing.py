@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 import zeta
+from zeta.layout import check
 from zeta.routing import route
 
 
@@ -70,6 +71,23 @@ def test_all_else_goes_to_adamw(name, shape, reason):
 )
 def test_more_than_two_axes(name, shape, matrices):
     assert route(name, shape)[:2] == ("zeta", matrices)
+
+
+@pytest.mark.parametrize("name, doubt", [("0.weight", True), ("temporal.weight", True), ("conv.weight", False)])
+def test_three_axes_that_nothing_explains_are_a_doubt(name, doubt):
+    assert ("may be a convolution" in route(name, (16, 8, 3)).doubt) == doubt
+    assert not route("layers.0.experts.up.weight", (16, 8, 3)).doubt
+
+
+def test_a_route_with_a_misspelt_treatment_is_refused():
+    with pytest.raises(ValueError, match="treatment is 'Zeta', but must be"):
+        check(zeta.Route("Zeta", (1, 4, 3), "mine"), (4, 3))
+
+
+def test_report_leaves_out_what_is_no_weight():
+    parameters = [("packed", np.ones((8, 4), "uint32")), ("up.weight", np.ones((8, 4)))]
+    assert zeta.report(parameters, {"up.weight": route("up.weight", (8, 4))}).row_count == 1
+    assert zeta.report(parameters).row_count == 1
 
 
 def test_report_names_every_parameter_with_its_treatment(target):

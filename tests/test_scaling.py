@@ -100,8 +100,14 @@ def test_auto_costs_nothing_where_it_is_not_needed(n):
 def test_only_auto_is_replaced():
     assert steps_for("auto", 256, 256) == auto_coefficients(256, 256) != JORDAN
     assert steps_for(JORDAN, 256, 256) is JORDAN
-    with pytest.raises(ValueError, match="coefficients is 'jordan', but must be"):
+    with pytest.raises(ValueError, match=r"coefficients is 'jordan', but must be .*: zeta.COEFFICIENTS holds"):
         steps_for("jordan", 256, 256)
+
+
+@pytest.mark.parametrize("wrong", [(), ((1, 2),), (1, 2, 3), ((1, 2, "c"),), None, "jordan"])
+def test_coefficients_are_checked_before_anything_is_done(new_run, wrong):
+    with pytest.raises(ValueError, match=r"coefficients is .*, but must be"):
+        new_run({"a.weight": np.ones((4, 6))}, {"coefficients": wrong})
 
 
 def test_auto_in_an_optimizer_is_the_update_with_those_steps(new_run, rng):
@@ -116,7 +122,13 @@ def test_auto_in_an_optimizer_is_the_update_with_those_steps(new_run, rng):
         new, _ = core.update(grads[name], core.init(w), w, Hyper(lr=0.1), lambda x: core.newton_schulz(x, steps))  # noqa: B023
         assert np.linalg.norm(got - (new - w)) < 2e-2 * np.linalg.norm(got)  # in bfloat16 where a CPU has it
         assert (np.linalg.norm(got - jordan) > 5e-2 * np.linalg.norm(got)) == (w.shape != (24, 72))
-    for options in ({"coefficients": "five"}, {"ns_steps": 6}, {"ns_steps": 0}, {"ns_steps": "many"}):
+    for options in (
+        {"coefficients": "five"},
+        {"ns_steps": 6},
+        {"ns_steps": 0},
+        {"ns_steps": "many"},
+        {"ns_steps": True},
+    ):
         with pytest.raises(ValueError, match=f"{next(iter(options))} is .*, but must be"):
             new_run(params, options)
 

@@ -3,7 +3,7 @@
 from array_api_compat import array_namespace
 
 from zeta import core
-from zeta.core import Array, Hyper, State
+from zeta.core import Array, Hyper, State, check_shapes
 
 
 def init(param: Array) -> State:
@@ -14,7 +14,9 @@ def init(param: Array) -> State:
 
 
 def update(grad: Array, state: State, param: Array, hyper: Hyper) -> tuple[Array, State]:
-    """(param, state) after one step. The arguments are left as they were."""
+    """(param, state) after one step. The arguments are left as they were. Raises ValueError where shapes do not fit."""
+    shape = tuple(param.shape)
+    check_shapes(param, {"exp_avg": shape, "exp_avg_sq": shape, "step": ()}, grad, state)
     xp = array_namespace(param)
     b1, b2 = hyper.betas
 

@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_inspect(commands)
     _add_convert(commands)
     args = parser.parse_args(argv)
-    return int(args.run(args, parser))
+    return int(args.run(args, args.command))
 
 
 def _add_parity(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -34,7 +34,7 @@ def _add_parity(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument("--verbose", action="store_true", help="a line for every check, not for every family")
     names = ("coefficient", "transpose", "axis", "bias")
     command.add_argument("--control", choices=names, help="make one deliberate mistake: the command must then fail")
-    command.set_defaults(run=parity)
+    command.set_defaults(run=parity, command=command)
 
 
 def _add_routing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -42,7 +42,7 @@ def _add_routing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command = commands.add_parser("routing", help=about, description=about)
     command.add_argument("model", metavar="MODEL", help="package.module:function that makes it, or a config.json")
     command.add_argument("--per-head", action="store_true", help="every head of query, key and value by itself")
-    command.set_defaults(run=routing)
+    command.set_defaults(run=routing, command=command)
 
 
 def _add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -54,7 +54,7 @@ def _add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument(
         "--lr", type=float, metavar="X", help="rate of the step that is shown (default: the run's peak)"
     )
-    command.set_defaults(run=inspect)
+    command.set_defaults(run=inspect, command=command)
 
 
 def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -62,15 +62,17 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command = commands.add_parser("convert", help=about, description=about)
     command.add_argument("folder", type=Path, metavar="FOLDER")
     command.add_argument("file", type=Path, metavar="FILE.safetensors")
-    command.set_defaults(run=convert)
+    command.set_defaults(run=convert, command=command)
 
 
 def convert(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """0; 2 where FOLDER is no such checkpoint or FILE cannot be written."""
-    from zeta.backends.torch_sharded import convert as make_one
-
     try:
+        from zeta.backends.torch_sharded import convert as make_one
+
         make_one(args.folder, args.file)
+    except ModuleNotFoundError as error:
+        parser.error(f"{error}: pip install {error.name}")
     except (ValueError, OSError) as error:
         parser.error(str(error))
     print(f"{args.file}: {args.file.stat().st_size:,} bytes")
@@ -80,9 +82,9 @@ def convert(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 def inspect(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """0; 2 where there is nothing at PATH that can be shown."""
     _check_plot(args, parser)
-    from zeta.inspection import find_records, show
-
     try:
+        from zeta.inspection import find_records, show
+
         records = find_records(args.path, args.lr)
     except ModuleNotFoundError as error:
         parser.error(f"{error}: pip install {error.name}")
@@ -104,6 +106,8 @@ def _check_plot(args: argparse.Namespace, parser: argparse.ArgumentParser) -> No
         parser.error("--plot needs matplotlib: pip install matplotlib")
     if args.plot and not args.plot.parent.is_dir():
         parser.error(f"--plot {args.plot}: there is no folder {args.plot.parent}: make it first")
+    if args.plot and args.plot.suffix not in (".png", ".svg", ".pdf"):
+        parser.error(f"--plot {args.plot}: {args.plot.suffix!r} is no kind of picture here: .png, .svg or .pdf")
 
 
 def routing(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

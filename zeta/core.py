@@ -4,6 +4,7 @@ The whole algorithm, in array-API operations: it runs on NumPy, torch, MLX or an
 float64 it is the oracle that every backend is held to. Leading axes are a batch of matrices, one update each.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
 from numbers import Real
@@ -30,12 +31,20 @@ class Hyper:
     weight_decay: Any = 0.1  # decoupled: a step first multiplies the weights by 1 - lr * weight_decay
 
     def __post_init__(self) -> None:
-        numbers = {"lr": self.lr, "eps": self.eps, "weight_decay": self.weight_decay}
-        for name, value in numbers.items():
-            if isinstance(value, Real) and not 0 <= float(value) < inf:  # an array is left on its device
-                raise ValueError(f"{name} is {value!r}, but must be finite and >= 0")
-        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+        for name in ("lr", "eps", "weight_decay"):
+            value = getattr(self, name)
+            if isinstance(value, Real):  # an array is left on its device, its value unseen
+                if not 0 <= float(value) < inf:
+                    raise ValueError(f"{name} is {value!r}, but must be finite and >= 0")
+                object.__setattr__(self, name, float(value))  # a NumPy scalar would widen float32 arrays
+            elif name == "eps" or not hasattr(value, "dtype"):
+                raise ValueError(f"{name} is {value!r}, but must be a number")
+        if self.eps == 0:
+            raise ValueError("eps is 0, but must be > 0: it keeps 0 / 0 out where an entry has had no gradient yet")
+        betas = tuple(self.betas) if isinstance(self.betas, Sequence) else ()
+        if len(betas) != 2 or not all(isinstance(b, Real) and 0 <= b < 1 for b in betas):
             raise ValueError(f"betas is {self.betas!r}, but must be two numbers in [0, 1)")
+        object.__setattr__(self, "betas", tuple(map(float, betas)))
 
 
 def init(param: Array) -> State:
@@ -52,9 +61,10 @@ def update(
     `orthogonalize` maps (..., rows, cols) to the same shape; None is `newton_schulz` of this file.
     A matrix whose gradient is exactly zero (an expert that saw no token) is decayed but not moved: the published form
     would go on moving it at full size along its last direction. That choice is ours, the rest is the paper's.
-    Raises ValueError where shapes do not fit.
+    v overflows in float32 where |g| exceeds 1e19. Raises ValueError where shapes do not fit.
     """
-    check_shapes(grad, state, param)
+    check_matrix(param)
+    check_shapes(param, dict.fromkeys(("exp_avg", "exp_avg_sq"), tuple(param.shape)), grad, state)
     xp = array_namespace(param)
     (b1, b2), eps, lr = hyper.betas, hyper.eps, hyper.lr
     rows, cols = param.shape[-2:]
@@ -111,6 +121,7 @@ def newton_schulz(x: Array, coefficients: Coefficients = COEFFICIENTS["jordan"])
     Every singular value s of x becomes p(s / |x|_F), p the composition of the steps: with `jordan`, 0.68 to 1.13 for
     all above 1 % of the norm. Zero stays zero. Source: Keller Jordan, "Muon" (2024).
     """
+    check_matrix(x)
     if x.shape[-2] > x.shape[-1]:
         return newton_schulz(x.mT, coefficients).mT
     xp = array_namespace(x)
@@ -141,17 +152,24 @@ def frobenius(x: Array) -> Array:
 
 
 def wide(x: Array) -> Any:
-    """float64 for a float64 x, else float32: the dtype of moments and norms."""
+    """float64 for a float64 x, else float32: the dtype of moments and norms. Raises TypeError for integers."""
+    if "float" not in str(x.dtype):  # MLX has no isdtype
+        raise TypeError(f"an array of {x.dtype} was given, but real floating-point numbers are needed: convert it")
     xp = array_namespace(x)
     return xp.float64 if x.dtype == xp.float64 else xp.float32
 
 
-def check_shapes(grad: Array, state: State, param: Array) -> None:
-    shapes = {"grad": grad.shape, **{name: array.shape for name, array in state.items()}}
-    for name, shape in shapes.items():
-        if tuple(shape) != tuple(param.shape):
-            raise ValueError(
-                f"{name} has shape {tuple(shape)}, but its parameter has {tuple(param.shape)}: they must agree"
-            )
-    if param.ndim < 2:
-        raise ValueError(f"a matrix (..., rows, cols) is needed, got shape {tuple(param.shape)}: use zeta.adamw for it")
+def check_shapes(param: Array, keeps: dict[str, tuple[int, ...]], grad: Array, state: State) -> None:
+    """Raises ValueError unless grad has param's shape, and state all of `keeps` and nothing else."""
+    if tuple(grad.shape) != tuple(param.shape):
+        raise ValueError(
+            f"grad has shape {tuple(grad.shape)}, but its parameter has {tuple(param.shape)}: they must agree"
+        )
+    found = {key: tuple(array.shape) for key, array in state.items()}
+    if found != keeps:
+        raise ValueError(f"the state is {found}, but its parameter needs {keeps}: make it with this optimizer's init")
+
+
+def check_matrix(x: Array) -> None:
+    if x.ndim < 2:
+        raise ValueError(f"a matrix (..., rows, cols) is needed, got shape {tuple(x.shape)}: use zeta.adamw for it")

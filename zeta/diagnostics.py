@@ -50,10 +50,13 @@ def inspect(
     `routes` is what `zeta.routes(model)` says, None for what the names say. A matrix without momentum (an expert that
     saw no token) is left out. Raises ValueError where no parameter has both moments, or one is not finite.
     """
+    Hyper(lr=lr, eps=eps)  # checks the values
     prefix, found = "optimizer.exp_avg_sq.", False
     if any(full.startswith("optimizer.left.") for full in arrays):
         raise ValueError("this is SOAP's state, whose variance is one between eigenvectors: inspect Zeta's or AdamW's")
     for name in (full.removeprefix(prefix) for full in arrays if full.startswith(prefix)):
+        if missing := {name, f"optimizer.exp_avg.{name}"} - arrays.keys():
+            raise ValueError(f"there is {prefix}{name}, but no {sorted(missing)}: give all that the run saved")
         r = routes[name] if routes else route(name, arrays[name].shape)
         if r.treatment != "zeta":
             continue
@@ -138,6 +141,14 @@ def read_series(path: Path) -> list[Record]:
         records = [json.loads(line) for line in lines]
     except ValueError:
         records = [{}]
-    if not all({"step", "matrix", "before", "after"} <= record.keys() for record in records):
+    if not all(map(is_record, records)):
         raise ValueError(f"{path} is no inspect.jsonl: give the one that train_lm.py --inspect wrote")
     return records
+
+
+def is_record(x: Any) -> bool:
+    """Whether x, as JSON has it, is what `inspect` yields: its keys, and those of both views."""
+    whole = isinstance(x, dict) and {"step", "matrix", "shape", "before", "after", "change"} <= x.keys()
+    return whole and all(
+        isinstance(x[side], dict) and x[side].keys() == set(View._fields) for side in ("before", "after")
+    )

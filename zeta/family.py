@@ -4,7 +4,7 @@
 otherwise u has an RMS of 0.2, as Zeta's, so that AdamW's lr is a fair start for all; b1, b2 = hyper.betas.
 """
 
-from math import ceil
+from math import ceil, inf
 
 from array_api_compat import array_namespace
 
@@ -187,12 +187,14 @@ def dion2(fraction: float = 0.25) -> Rule:
         xp, tall = array_namespace(g), g.shape[-2] > g.shape[-1]
         m = state["exp_avg"] + g
         m = m.mT if tall else m
-        order = xp.argsort(-mean_rows(xp.abs(m)), axis=-2)
+        size = mean_rows(xp.abs(m))
+        order = xp.argsort(-xp.where(size == size, size, inf * xp.ones_like(size)), axis=-2)  # NaN is shown, not hidden
         rank = xp.argsort(order, axis=-2)
         k = ceil(fraction * m.shape[-2])
         u = orthogonalize(xp.take_along_axis(m, order, axis=-2)[..., :k, :])
         u = xp.take_along_axis(xp.concat([u, xp.zeros_like(m[..., k:, :])], axis=-2), rank, axis=-2)
-        m = xp.where(rank < k, hyper.betas[0] * m, m)
+        moved = (rank < k) & xp.any(g != 0, axis=(-2, -1), keepdims=True)
+        m = xp.where(moved, hyper.betas[0] * m, m)
         return match_rms(u.mT if tall else u), {"exp_avg": m.mT if tall else m}
 
     return rule

@@ -54,7 +54,9 @@ def find_records(path: Path, lr: float | None = None) -> list[Record]:
 
     arrays, settings = checkpoint.load(path)
     rate = settings.get("lr", 1e-3) if lr is None else lr
-    found = inspect(arrays, lr=rate, step=settings.get("step", 0))
+    found = list(inspect(arrays, lr=rate, step=settings.get("step", 0)))
+    if not found:
+        raise ValueError(f"{path} holds no matrix with momentum: every gradient was zero so far")
     return sorted(found, key=lambda record: _by_number(record["matrix"]))
 
 

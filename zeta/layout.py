@@ -97,6 +97,8 @@ def batches(routes: dict[Key, tuple[Route, Hashable]]) -> Iterator[dict[tuple[Ke
 
 def check(route: Route, shape: tuple[int, ...]) -> Route:
     """The route, if it fits a parameter of this shape; else ValueError."""
+    if route.treatment not in ("zeta", "adamw"):
+        raise ValueError(f'treatment is {route.treatment!r}, but must be "zeta" or "adamw": {route}')
     lengths = route.matrices and route.matrices[route.axis]
     fits = prod(route.matrices) == prod(shape) and (not route.parts or tuple(shape[-2:]) == route.matrices[-2:])
     if route.treatment == "zeta" and (len(route.matrices) != 3 or not fits):

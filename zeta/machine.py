@@ -61,7 +61,13 @@ def targets() -> Iterator[Target | Absent]:
         "mlx": ("'zeta-optim[mlx]'", _mlx),
     }
     for library, (package, found) in libraries.items():
-        yield from found() if find_spec(library) else [Absent(library, "cpu", f"not installed: pip install {package}")]
+        if not find_spec(library):
+            yield Absent(library, "cpu", f"not installed: pip install {package}")
+            continue
+        try:
+            yield from found()
+        except ImportError as error:  # it is here, and does not work: a failure, but the others are still to be told
+            yield Absent(library, "cpu", str(error), expected=True)
 
 
 def pure_steps(

@@ -24,7 +24,14 @@ def find_model(source: str) -> Any:
             make = getattr(make, part)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{source!r} could not be found: {error}") from error
-    return make if hasattr(make, "parameters") and not isinstance(make, type) else make()
+    if not hasattr(make, "parameters") or isinstance(make, type):
+        try:
+            make = make()
+        except Exception as error:
+            raise ValueError(f"{source!r} was called without arguments: {type(error).__name__}: {error}") from error
+    if not hasattr(make, "parameters"):
+        raise ValueError(f"{source!r} gave {type(make).__name__}, which has no parameters: name what makes a model")
+    return make
 
 
 def _from_config(path: Path) -> Any:

@@ -6,39 +6,40 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from zeta.diagnostics import POINTS, Record
 from zeta.inspection import MEASURES, last_step, short_names
 
 INK, GRID, BEFORE, AFTER = "#22223b", "#e6e6ee", "#e07a1f", "#4361ee"
-SHOWN = ("rows", "cols", "condition", "error", "cosine")
+SHOWN = {  # measure -> what its axis is
+    "rows": "0 even, 1 one-sided",
+    "condition": "largest / smallest σ",
+    "cosine": "of NS(x) to M with all σ = 1",
+}
 WORSE_LOW = {"cosine"}  # of all others the higher number is the worse one
+M, X = "M, the momentum", r"X = M / ($\sqrt{V}$ + eps), whitened"
 
 
 def draw(records: list[Record], file: Path) -> None:
     """Writes the picture; its format is the file's suffix."""
     steps = {record["step"] for record in records}
     figure = heat_maps(records) if len(steps) > 1 else state(last_step(records))
-    figure.savefig(file, dpi=150)
+    figure.savefig(file, dpi=130)
 
 
 def state(records: list[Record]) -> Figure:
     """Spectra before and after whitening, and a dumbbell for each matrix and measure."""
     prefix, names = short_names(records)
-    figure = Figure(figsize=(17, max(4.5, 2.2 + 0.24 * len(records))), layout="constrained", facecolor="white")
-    widths = [1.7, *[1.0] * len(SHOWN)]
-    spectra, first, *others = figure.subplots(1, 1 + len(SHOWN), width_ratios=widths)
+    figure = Figure(figsize=(11, max(4.0, 1.5 + 0.19 * len(records))), layout="constrained", facecolor="white")
+    spectra, first, *others = figure.subplots(1, 1 + len(SHOWN), width_ratios=[1.5, *[1.0] * len(SHOWN)])
     _spectra(spectra, records)
     for axis, name in zip((first, *others), SHOWN, strict=True):
         _dumbbells(axis, records, name)
-        axis.set_yticks(range(len(records)), names if axis is first else [])
-    title = f"What whitening does, step {records[0]['step']}"
-    figure.suptitle(title, x=0.01, ha="left", size=15, weight="bold", color=INK)
+        axis.set_yticks(range(len(records)), names if axis is first else [], size=9)
+    title = f"What whitening does to {prefix}*, step {records[0]['step']}"
+    figure.suptitle(title, x=0.01, ha="left", size=14, weight="bold", color=INK)
     handles = [first.plot([], [], "o", color=colour)[0] for colour in (BEFORE, AFTER)]
-    labels = ["M, the momentum", r"X = M / ($\sqrt{V}$ + eps), whitened"]
-    figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, labelcolor=INK)
-    figure.supxlabel(f"a line or a row is one matrix of {prefix}*", size=10, color=INK)
+    figure.legend(handles, (M, X), loc="outside lower center", ncols=2, frameon=False, labelcolor=INK, fontsize=11)
     return figure
 
 
@@ -49,8 +50,8 @@ def _spectra(axis: Any, records: list[Record]) -> None:
         curves = np.array([record[side]["spectrum"] for record in records])
         axis.plot(share, curves.T, color=colour, linewidth=0.6, alpha=0.35)
         axis.plot(share, np.median(curves, axis=0), color=colour, linewidth=2.6)
-    _frame(axis, "spectrum: singular value / RMS")
-    axis.set(yscale="log", xlabel="rank, from the largest (0) to the smallest (1)")
+    _frame(axis, "singular values σ / their RMS")
+    axis.set(yscale="log", xlabel="rank, largest 0, smallest 1 (thick: median)")
     axis.grid(color=GRID)
 
 
@@ -62,6 +63,7 @@ def _dumbbells(axis: Any, records: list[Record], name: str) -> None:
     axis.scatter(before, y, s=22, color=BEFORE, zorder=2)
     axis.scatter(after, y, s=22, color=AFTER, zorder=3)
     _frame(axis, measure.title)
+    axis.set_xlabel(SHOWN[name], color=INK, size=9)
     axis.set_ylim(len(records) - 0.4, -0.6)
     if name == "condition":
         axis.set_xscale("log")
@@ -79,30 +81,30 @@ def _frame(axis: Any, title: str) -> None:
 
 
 def heat_maps(records: list[Record]) -> Figure:
-    """A column for each measure, over steps and matrices: before whitening above, after below, in one scale."""
+    """Two maps for each measure, over steps and matrices: of M and of X, whitened, in one scale."""
     prefix, names = short_names(records)
     names, steps = list(dict.fromkeys(names)), sorted({record["step"] for record in records})
-    size = (3.6 * len(SHOWN) + 1.5, max(6.0, 2.4 + 0.38 * len(names)))
-    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.04, hspace=0.04), facecolor="white")
-    axes = figure.subplots(2, len(SHOWN), sharex=True, sharey=True, squeeze=False)
-    for column, name in enumerate(SHOWN):
+    size = (11, max(4.5, 2.2 + 0.19 * len(names)))
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    axes = figure.subplots(1, 2 * len(SHOWN), sharex=True, sharey=True)
+    for name, pair in zip(SHOWN, axes.reshape(-1, 2), strict=True):
         grids = [_grid(records, side, name, names, steps) for side in ("before", "after")]
         low, high = np.nanmin(grids), np.nanmax(grids)
-        for axis, grid, side in zip(axes[:, column], grids, ("before", "after"), strict=True):
-            colours = "magma" if name in WORSE_LOW else "magma_r"
+        colours = "magma" if name in WORSE_LOW else "magma_r"
+        for axis, grid, letter in zip(pair, grids, "MX", strict=True):
             image = axis.imshow(grid, aspect="auto", cmap=colours, vmin=low, vmax=high, interpolation="nearest")
-            _frame(axis, f"{MEASURES[name].title}, {side}")
-        bar = figure.colorbar(image, ax=axes[:, column], location="bottom", aspect=30, pad=0.03)
+            _frame(axis, f"{MEASURES[name].title}\nof {letter}" if letter == "M" else f"\nof {letter}")
+        bar = figure.colorbar(image, ax=pair, location="bottom", aspect=30)
+        bar.set_label(f"{MEASURES[name].title}:\n{SHOWN[name]}", color=INK)
         bar.outline.set_visible(False)
         if name == "condition":
             bar.set_ticks(ticks := list(range(int(np.ceil(low)), int(high) + 1)), labels=[f"1e{t}" for t in ticks])
-    for axis in axes[:, 0]:
-        axis.set_yticks(range(len(names)), names, size=9)
-    shown = np.unique(np.linspace(0, len(steps) - 1, 5).astype(int))
-    axes[0, 0].set_xticks(shown, [steps[i] for i in shown])
-    axes[1, 0].set_xlabel("step", color=INK)
-    title = f"What whitening does to {prefix}*, steps {steps[0]} to {steps[-1]} (dark is worse)"
-    figure.suptitle(title, x=0.01, ha="left", size=15, weight="bold", color=INK)
+    axes[0].set_yticks(range(len(names)), names, size=9)
+    axes[0].set_xticks([0, len(steps) - 1], [steps[0], steps[-1]])
+    axes[0].set_xlabel("step", color=INK)
+    title = f"What whitening does to {prefix}*, steps {steps[0]} to {steps[-1]}"
+    figure.suptitle(title, x=0.01, ha="left", size=14, weight="bold", color=INK)
+    figure.supxlabel(f"{M}; {X}; dark is worse", size=11, color=INK)
     return figure
 
 

@@ -98,7 +98,8 @@ def layer_of(name: str, shape: tuple[int, ...]) -> Layer:
         return Layer("head", owner, doubt=doubt if numbered else "")
     if len(shape) > 2 and not STACK.search(name) and (len(shape) > 3 or CONVOLUTION.search(name)):
         return Layer("convolution", owner)
-    return Layer("matrix", owner)
+    unknown = len(shape) == 3 and not STACK.search(name)
+    return Layer("matrix", owner, doubt="is taken for a stack of matrices, but may be a convolution" if unknown else "")
 
 
 def overruled(by_rule: Route, wish: str | Route, shape: tuple[int, ...]) -> Route:
@@ -125,7 +126,7 @@ def warn_of_doubts(routes: Mapping[str, Route], remedy: str) -> None:
 
 
 def report(parameters: Iterable[tuple[str, Any]], routes: Mapping[str, Route] | None = None) -> "Table":
-    """A rich table of name, shape, treatment, matrices, an update's RMS and the reason for every parameter.
+    """A rich table: name, shape, treatment, matrices, an update's RMS and the reason of every floating-point parameter.
 
     `parameters` are (name, array) pairs, as `model.named_parameters()` or `mlx.utils.tree_flatten(model.parameters())`
     gives them; `routes` is what `zeta.routes(model)` says, None for what the names say: `rich.print(zeta.report(...))`.
@@ -134,6 +135,8 @@ def report(parameters: Iterable[tuple[str, Any]], routes: Mapping[str, Route] | 
 
     table = Table("parameter", "shape", "treatment", "matrices", "update RMS", "reason")
     for name, array in parameters:
+        if "float" not in str(array.dtype):  # packed weights of a quantised layer
+            continue
         shape = tuple(array.shape)
         r = routes[name] if routes else route(name, shape)
         matrices = " + ".join("x".join(map(str, s)) for s in shapes(r))

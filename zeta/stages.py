@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from array_api_compat import array_namespace
 
-from zeta.core import Array, Hyper, Orthogonalize, State, check_shapes, frobenius, newton_schulz, wide
+from zeta.core import Array, Hyper, Orthogonalize, State, check_matrix, check_shapes, frobenius, newton_schulz, wide
 
 Shape = Callable[[int, int], tuple[int, int]]
 Keeps = dict[str, Shape]  # the state's keys, each with its shape for a matrix (rows, cols)
@@ -49,10 +49,8 @@ def _update(
     hyper: Hyper,
     orthogonalize: Orthogonalize | None = None,
 ) -> Step:
-    check_shapes(grad, {}, param)
-    found, wanted = {key: tuple(array.shape) for key, array in state.items()}, _shapes(shapes, param)
-    if found != wanted:
-        raise ValueError(f"the state is {found}, but its parameter needs {wanted}: make it with this rule's init")
+    check_matrix(param)
+    check_shapes(param, _shapes(shapes, param), grad, state)
     xp = array_namespace(param)
 
     def same_dtype(x: Array) -> Array:

@@ -33,23 +33,39 @@ def steps_for(coefficients: Steps, rows: int, cols: int) -> Coefficients:
     """The coefficients themselves; for "auto" `auto_coefficients`. Raises ValueError for any other word."""
     if not isinstance(coefficients, str):
         return coefficients
-    if coefficients != "auto":
-        raise ValueError(f'coefficients is {coefficients!r}, but must be "auto" or ((a, b, c), ...), one for each step')
+    check(coefficients)
     return auto_coefficients(rows, cols)
+
+
+def check(coefficients: Any) -> None:
+    """Raises ValueError for anything but "auto" and at least one step of three numbers."""
+    if isinstance(coefficients, str) and coefficients == "auto":
+        return
+    try:
+        steps = [] if isinstance(coefficients, str) else [(float(a), float(b), float(c)) for a, b, c in coefficients]
+    except (TypeError, ValueError):
+        steps = []
+    if not steps:
+        raise ValueError(
+            f'coefficients is {coefficients!r}, but must be "auto" or ((a, b, c), ...), one for each step: '
+            f"zeta.COEFFICIENTS holds {sorted(COEFFICIENTS)}"
+        )
 
 
 def chosen(coefficients: Steps, ns_steps: int | Literal["auto"] | None) -> Steps:
     """What an optimizer's options say: all of the coefficients, the first `ns_steps`, or by each matrix's shape.
 
-    Raises ValueError for a number of steps that there are no coefficients for, and where the two contradict each other.
+    Raises ValueError for what is neither, for a number of steps that there are no coefficients for, and where the two
+    contradict each other.
     """
+    check(coefficients)
     if ns_steps is None:
         return coefficients
     if ns_steps == "auto" and coefficients in ("auto", COEFFICIENTS["jordan"]):
         return "auto"
     if ns_steps == "auto" or isinstance(coefficients, str):
         raise ValueError(f"ns_steps is {ns_steps!r}, but coefficients are given, too: leave one of them out")
-    if not (isinstance(ns_steps, int) and 1 <= ns_steps <= len(coefficients)):
+    if type(ns_steps) is not int or not 1 <= ns_steps <= len(coefficients):
         raise ValueError(f'ns_steps is {ns_steps!r}, but must be "auto", or from 1 to {len(coefficients)}')
     return coefficients[:ns_steps]
 
