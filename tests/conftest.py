@@ -1,11 +1,14 @@
 """What every test shares: the targets of this machine, and one way to drive either optimizer class."""
 
 import os
+import sys
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the matrices are small, and pytest-xdist already uses every core
 os.environ["MLX_ENABLE_TF32"] = "0"  # before MLX is imported: see zeta/machine.py
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,6 +43,14 @@ def target(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """Leaves out what `train_lm` draws at the end of a run: most of the time of a short one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "plot", SimpleNamespace(draw=lambda *_: None))
+        yield
 
 
 @dataclass

@@ -3,9 +3,11 @@
 import json
 import os
 import resource
+import runpy
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from loop import FILE, learning_rate
 
 from zeta import checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 EXAMPLES = Path(train_lm.__file__).parent
 SIZES = "--layers 1 --width 16 --heads 2 --kv-heads 1 --context 16 --batch 2"
 SHORT = f"{SIZES} --steps 8 --eval-every 3 --sample 5 --device cpu"
@@ -25,9 +28,9 @@ SHORT = f"{SIZES} --steps 8 --eval-every 3 --sample 5 --device cpu"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One short text, for a validation looks at all that is held out."""
     folder = tmp_path_factory.mktemp("data")
-    for name in ("train_lm", "model", "text", "loop", "settings", "tokens"):
-        (folder / f"{name}.txt").write_bytes((EXAMPLES / f"{name}.py").read_bytes())
+    (folder / "text.txt").write_bytes((EXAMPLES / "text.py").read_bytes())
     return folder
 
 
@@ -40,6 +43,13 @@ def backend(request: pytest.FixtureRequest) -> str:
 def run(out: Path, data: Path, flags: str = "", backend: str = "torch") -> int:
     fixed = ["--out", str(out), "--data", str(data), "--backend", backend]
     return train_lm.main([*fixed, *SHORT.split(), *flags.split()])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    out = tmp_path_factory.mktemp("trained")
+    assert run(out, data) == 0
+    return out
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -57,7 +67,10 @@ def assert_same_run(out: Path, whole: Path) -> None:
         np.testing.assert_array_equal(got[0][name], array)
 
 
-def test_writes_all_it_promises(tmp_path: Path, data: Path, backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_writes_all_it_promises(
+    tmp_path: Path, data: Path, backend: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "plot")  # this one is to be drawn
     assert run(tmp_path, data, backend=backend) == 0
     written = journal.read(tmp_path / "metrics.jsonl")
     steps = [line for line in written if "loss" in line]
@@ -83,16 +96,16 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, backend: str, moments: list[int],
     monkeypatch.setattr(trainer, "step", step)
 
 
-@pytest.mark.parametrize("optimizer", ["zeta", "adamw", "muon"])
+@pytest.mark.parametrize("optimizer, moments", [("zeta", [1, 4, 6]), ("eta", [4]), ("adamw", [4]), ("muon", [4])])
 def test_interrupted_and_resumed_is_uninterrupted(
-    tmp_path: Path, data: Path, backend: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: Path, backend: str, optimizer: str, moments: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = f"--optimizer {optimizer}"
     assert run(tmp_path / "whole", data, flags, backend) == 0
-    interrupt(monkeypatch, backend, [1, 4, 6])
+    interrupt(monkeypatch, backend, moments)
     out = tmp_path / "parts"
     assert run(out, data, flags, backend) == 130
-    for status in (130, 130, 0, 0):  # the last one finds nothing left to do
+    for status in (*[130] * (len(moments) - 1), 0, 0):  # the last one finds nothing left to do
         assert run(out, data, f"{flags} --resume", backend) == status
     assert_same_run(out, tmp_path / "whole")
 
@@ -103,43 +116,55 @@ def test_sigterm_saves_too(tmp_path: Path, data: Path, monkeypatch: pytest.Monke
     assert checkpoint.load(tmp_path / FILE)[1]["step"] == 5
 
 
+# One process imports torch, and forks into one run a moment: `python -c KILLED EXAMPLES FOLDER FLAGS...`
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
-import loop, on_torch, train_lm
+import on_torch, torch._dynamo, train_lm  # the second is what torch imports in its first step
 from zeta import checkpoint
 
-moment, calls = sys.argv[2], iter(range(1, 100))
+calls = iter(range(1, 100))
 
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
-if moment == "in a step":
-    step = on_torch.Trainer.step
-    on_torch.Trainer.step = lambda *args: kill() if next(calls) == 5 else step(*args)
-elif moment == "before the first checkpoint":
-    checkpoint.save = lambda *args: kill()
-elif moment == "in the second save":
-    save = os.fsync
-    os.fsync = lambda *args: kill() if next(calls) == 5 else save(*args)
-elif moment == "after the second save":
-    replace = os.replace
-    os.replace = lambda *args: (replace(*args), next(calls) == 3 and kill())
-train_lm.main(sys.argv[3:])
+def arm(moment):
+    step, save, fsync, replace = on_torch.Trainer.step, checkpoint.save, os.fsync, os.replace
+    if moment == "in a step":
+        on_torch.Trainer.step = lambda *args: kill() if next(calls) == 5 else step(*args)
+    elif moment == "before the first checkpoint":
+        checkpoint.save = lambda *args: kill()
+    elif moment == "in the second save":
+        os.fsync = lambda *args: kill() if next(calls) == 5 else fsync(*args)
+    elif moment == "after the second save":
+        os.replace = lambda *args: (replace(*args), next(calls) == 3 and kill())
+
+for moment in ("in a step", "before the first checkpoint", "in the second save", "after the second save"):
+    if not (child := os.fork()):
+        arm(moment)
+        train_lm.main(["--out", f"{sys.argv[2]}/{moment}", *sys.argv[3:]])
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, moment
 """
+MOMENTS = {"in a step": 3, "before the first checkpoint": 0, "in the second save": 3, "after the second save": 6}
 
 
-@pytest.mark.parametrize(
-    "moment", ["in a step", "before the first checkpoint", "in the second save", "after the second save"]
-)
-def test_killed_and_resumed_is_uninterrupted(tmp_path: Path, data: Path, moment: str) -> None:
-    out = tmp_path / "killed"
-    flags = ["--out", str(out), "--data", str(data), *SHORT.split()]
-    done = subprocess.run([sys.executable, "-c", KILLED, str(EXAMPLES), moment, *flags], timeout=100)
-    assert done.returncode == -signal.SIGKILL
-    assert run(out, data, "" if moment == "before the first checkpoint" else "--resume") == 0
-    assert run(tmp_path / "whole", data) == 0
-    assert_same_run(out, tmp_path / "whole")
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """A folder with a run for each of MOMENTS, which SIGKILL ended then."""
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, "-c", KILLED, str(EXAMPLES), str(folder), "--data", str(data), *SHORT.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize(("moment", "saved"), MOMENTS.items())
+def test_killed_and_resumed_is_uninterrupted(killed: Path, trained: Path, data: Path, moment: str, saved: int) -> None:
+    out = killed / moment
+    assert (checkpoint.load(out / FILE)[1]["step"] if saved else 0) == saved
+    assert run(out, data, "--resume" if saved else "") == 0
+    assert_same_run(out, trained)
 
 
 def test_steps_and_rates_may_change_on_resume(tmp_path: Path, data: Path) -> None:
@@ -213,13 +238,6 @@ SPOILERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    out = tmp_path_factory.mktemp("trained")
-    assert run(out, data) == 0
-    return out
-
-
 @pytest.mark.parametrize("flags", SPOILERS)
 def test_no_refusal_costs_a_checkpoint(
     tmp_path: Path, trained: Path, data: Path, flags: str, capsys: pytest.CaptureFixture[str]
@@ -286,7 +304,9 @@ def test_the_schedule_rises_and_falls() -> None:
 
 
 def test_runs_from_any_folder(tmp_path: Path, data: Path) -> None:
-    command = [sys.executable, str(EXAMPLES / "train_lm.py"), "--data", str(data), *SHORT.split()]
+    fastest = "mlx" if find_spec("mlx") else "torch"  # to start: torch takes three seconds
+    flags = ["--data", str(data), "--backend", fastest, *SHORT.split()]
+    command = [sys.executable, str(EXAMPLES / "train_lm.py"), *flags]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=100)
     assert (tmp_path / "runs/1" / FILE).exists()
 
@@ -298,7 +318,8 @@ def test_runs_are_numbered(tmp_path: Path, data: Path, monkeypatch: pytest.Monke
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["1", "2"]
 
 
-def test_several_runs_in_one_picture(tmp_path: Path, trained: Path) -> None:
-    command = [sys.executable, str(EXAMPLES / "plot.py"), str(trained), str(trained), "--out", str(tmp_path / "a.png")]
-    subprocess.run(command, check=True, timeout=100)
+def test_several_runs_in_one_picture(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [str(EXAMPLES / "plot.py"), str(trained), str(trained), "--out", str(tmp_path / "a.png")]
+    monkeypatch.setattr(sys, "argv", command)
+    runpy.run_path(command[0], run_name="__main__")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
