@@ -134,65 +134,86 @@ def show(tables: dict[str, list[dict[str, Any]]]) -> None:
         console.print(table)
 
 
-COLOURS = ["#cfc6c4", "#9a8c98", "#6b6580", "#22223b", "#3a8f4d", "#e07a1f", "#8a4fb0", "#0b6fb8"]  # auto is the last
-STYLES = {"polar_express": "--", "you": "--"}  # they lie on cans and on jordan x5
-INK = "#22223b"
+INK, AUTO = "#22223b", "#0b6fb8"
+STYLES: dict[str, dict[str, Any]] = {  # you and cans lie on the curve before them: thin and dark on wide and light
+    "jordan x5": dict(color="#e8505b", lw=4.5),
+    "you": dict(color=INK, lw=1.2, ls="--"),
+    "polar_express": dict(color="#f0b35a", lw=4.5),
+    "cans": dict(color="#7a3a00", lw=1.2, ls="--"),
+    "jordan x4": dict(color="#b9b0b6", lw=1.5),
+    "jordan x6": dict(color="#85808f", lw=1.5),
+    "jordan x8": dict(color="#4a4a5a", lw=1.5),
+    "auto": dict(color=AUTO, lw=2.5, marker="o", ms=5),
+}
 
 
 def draw(file: Path) -> None:
     """Three pictures: the shares by size, the shares by aspect, and the polynomials behind them."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 5), layout="constrained", facecolor="white")
-    by_size, by_aspect, polynomials = figure.subplots(1, 3)
+    figure = Figure(figsize=(11, 4.6), layout="constrained", facecolor="white")
+    by_size, by_aspect, polynomials = figure.subplots(1, 3, width_ratios=(1, 1.1, 1.2))
     draw_shares(by_size, {n: (n, n) for n in SIZES})
-    by_size.set(xlabel="rows = columns", ylabel="percent left below 0.5")
-    by_size.set_title("a fixed number of steps leaves more behind as matrices grow", loc="left", size=10, color=INK)
+    by_size.set(xlabel="rows of a square matrix", ylabel="percent of singular values left below 0.5")
+    by_size.set_title("more is left as matrices grow", loc="left", size=11, color=INK)
     n = SIZES[-1]
     draw_shares(by_aspect, {aspect: (n, round(aspect * n)) for aspect in NEARLY_SQUARE})
-    by_aspect.set(xlabel="columns / rows", ylabel="percent left below 0.5")
-    by_aspect.set_title(f"but only where they are nearly square: {n} rows", loc="left", size=10, color=INK)
+    by_aspect.set(xlabel=f"columns / rows, {n} rows")
+    by_aspect.set_title("but only where nearly square", loc="left", size=11, color=INK)
     draw_polynomials(polynomials)
-    figure.legend(*by_size.get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False)
-    figure.savefig(file, dpi=150)
+    handles = dict(zip(*reversed(by_size.get_legend_handles_labels()), strict=True))
+    labels = {"jordan x5": "jordan x5 (the paper's)", "auto": 'ns_steps="auto", and its steps'}
+    figure.legend(
+        [handles[name] for name in STYLES],
+        [labels.get(name, name) for name in STYLES],
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+    )
+    figure.savefig(file, dpi=130)
 
 
 def draw_shares(axes: Any, shapes: dict[float, tuple[int, int]]) -> None:
     """Shares in percent, of every set and of auto, by the keys of shapes."""
     found = [share_left(n, m, {**SETS, "auto": auto_coefficients(n, m)}) for n, m in shapes.values()]
     at = range(len(shapes))
-    for name, colour in zip([*SETS, "auto"], COLOURS, strict=True):
+    for name, style in STYLES.items():
         means, errors = (100 * np.array([shares[name][i] for shares in found]) for i in (0, 1))
-        style = {"lw": 3, "ms": 6, "zorder": 3} if name == "auto" else {"lw": 1.5, "ms": 4}
-        axes.errorbar(at, means, errors, marker="o", color=colour, label=name, ls=STYLES.get(name, "-"), **style)
+        axes.errorbar(at, means, errors, label=name, **style)
+    for x, mean, (n, m) in zip(at, means, shapes.values(), strict=True):  # of auto, the last
+        where = {"xytext": (0, -14 if mean > 0.01 else 6), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(len(auto_coefficients(n, m)), (x, mean), color=AUTO, size=9, **where)
     axes.axhline(0.1, color=INK, linewidth=0.8)
     axes.set_yscale("symlog", linthresh=0.01, linscale=0.4)
     axes.set_ylim(bottom=0)
     axes.set_yticks([0, 0.01, 0.1, 1, 10], ["0", "0.01", "0.1", "1", "10"])
-    axes.set_xticks(at, [f"{key:g}" for key in shapes])
+    axes.set_xticks(at, [f"{key:g}" for key in shapes], rotation=45, ha="right", rotation_mode="anchor")
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_polynomials(axes: Any) -> None:
     """Each p up to where it first is one; and where 0.1 % of a square matrix's singular values lie below."""
-    s, longer = np.geomspace(1e-6, 1e-2, 2001), {k: (LONG[0], *LONG[1 - k :]) for k in (6, 7, 8)}
-    curves = [
-        (steps, colour, STYLES.get(name, "-")) for (name, steps), colour in zip(SETS.items(), COLOURS, strict=False)
-    ]
-    curves += [(longer[k], COLOURS[-1], style) for k, style in ((6, ":"), (7, "--"), (8, "-"))]
-    for steps, colour, style in curves:
-        p = polynomial(s, steps)
-        end = int(np.argmax(p >= 1)) or len(s)
-        axes.plot(s[:end], p[:end], style, color=colour, linewidth=2.2 if colour == COLOURS[-1] else 1.5)
-    for k, steps in longer.items():
-        axes.text(reach(steps), 0.53, f"{k} ", color=COLOURS[-1], ha="right", weight="bold")
+    s = np.geomspace(5e-7, 1e-2, 2001)
+    for name, steps in SETS.items():
+        draw_polynomial(axes, s, steps, STYLES[name])
+    for k, style in ((6, ":"), (7, "--"), (8, "-")):
+        steps = (LONG[0], *LONG[1 - k :])
+        draw_polynomial(axes, s, steps, {"color": AUTO, "lw": 2.2, "ls": style})
+        axes.text(reach(steps), 0.52, f"{k} ", color=AUTO, ha="right", weight="bold")
     for size in (128, 1024, 8192):
         axes.axvline(x := np.pi / 2 * 1e-3 / np.sqrt(size), color="#b8b8c8", linewidth=1, zorder=0)
-        axes.text(x, 1.03, f"{size}", size=8, ha="center", color=INK)
+        axes.text(x, 1.02, f"{size}", size=8, ha="center", color=INK)
     axes.axhline(0.5, color=INK, linewidth=0.8)
-    axes.set(xscale="log", ylim=(0, 1.07), xlabel="singular value / Frobenius norm", ylabel="after Newton-Schulz")
-    axes.set_title("grey: 0.1 % of a square matrix of that size lie below", loc="left", size=10, color=INK)
+    axes.set(xscale="log", ylim=(0, 1.07), ylabel="after Newton-Schulz")
+    axes.set_xlabel("singular value / Frobenius norm\n(grey: 0.1 % of a square matrix's lie to the left)")
+    axes.set_title("where auto's 6, 7 or 8 steps reach", loc="left", size=11, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_polynomial(axes: Any, s: np.ndarray, steps: Coefficients, style: dict[str, Any]) -> None:
+    p = polynomial(s, steps)
+    end = int(np.argmax(p >= 1)) or len(s)
+    axes.plot(s[:end], p[:end], **style)
 
 
 if __name__ == "__main__":

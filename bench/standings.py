@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # n: t at 97.5 %
 Runs = dict[str, list[dict[str, Any]]]  # optimizer -> its runs on the fresh seeds, in the seeds' order
-TITLES = {"lm": "language model", "vit": "vision transformer on digits", "moe": "mixture of experts"}
-COLOURS = {"eta": "#d1602a", "zeta": "#0b6fb8"}
+TITLES = {"lm": "language model", "moe": "mixture of experts", "vit": "vision transformer on digits"}
+COLOURS, GREY = {"eta": "#d1602a", "zeta": "#0b6fb8"}, "#4a4a5a"
 HEAD = "| {} | state | lr, b1, b2 | held-out loss | less {}, seed by seed | steps to AdamW's | ms a step |"
 
 
@@ -79,32 +79,50 @@ def reached(curve: list[list[Any]], loss: float) -> float:
 
 
 def draw(tasks: dict[str, Runs], out: Path) -> None:
-    """A panel for each task: every seed's loss as a dot, the mean with its interval, the lowest on top."""
-    figure = Figure(figsize=(13, 1.6 + 0.27 * max(map(len, tasks.values()))), layout="constrained")
-    for axes, (task, runs) in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks.items(), strict=True):
-        names, near = ranked(runs), close(runs)
-        for y, name in enumerate(names):
-            found, colour = losses(runs[name]), COLOURS.get(name, "#4a4a5a")
-            middle, half = interval(found)
-            if name in near:
-                axes.plot(found, [y] * len(found), "o", color=colour, alpha=0.35, ms=4, mew=0)
-                bar = half if half < inf else None
-                axes.errorbar(middle, y, xerr=bar, fmt="|", color=colour, ms=10, lw=1.8, capsize=3)
-            else:
-                axes.text(0.99, y, f"{middle:.2f} →", transform=axes.get_yaxis_transform(), ha="right", va="center")
-        axes.set_yticks(range(len(names)), [CONTENDERS[name][0] for name in names])
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_title(TITLES[task], loc="left", size=11)
+    """A panel for each task, the first at the left of all others: every seed's loss, the mean with its interval."""
+    first, *others = (task for task in TITLES if task in tasks)
+    rows = max(len(tasks[first]), sum(len(tasks[task]) + 4 for task in others) - 4)  # four for an axis and a title
+    figure = Figure(figsize=(11, 1.6 + 0.25 * rows), layout="constrained")
+    ratios = [len(tasks[task]) for task in others or [first]]
+    grid = [[first, task] for task in others] or [[first]]
+    for task, axes in figure.subplot_mosaic(grid, height_ratios=ratios).items():
+        draw_task(axes, tasks[task])
+        axes.set_title(TITLES[task], loc="left", size=12, weight="bold")
         axes.set_xlabel("held-out loss, nats")
-        axes.grid(axis="x", alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(out, dpi=150)
+    dot, bar = (axes.errorbar([], [], xerr=size, color=GREY, **style) for size, style in ((None, DOT), ([], BAR)))
+    arrow = axes.plot([], [], ls="", marker="$→$", ms=10, color=GREY)[0]
+    labels = ("one seed", "mean, 95 % interval (Student's t)", "mean beyond the axis")
+    figure.legend((dot, bar, arrow), labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(out, dpi=130)
+
+
+DOT: dict[str, Any] = {"fmt": "o", "alpha": 0.35, "ms": 5, "mew": 0}
+BAR: dict[str, Any] = {"fmt": "|", "ms": 10, "lw": 1.8, "capsize": 3}
+
+
+def draw_task(axes: Any, runs: Runs) -> None:
+    """A row for each optimizer, the lowest mean on top; those far off as numbers."""
+    names, near = ranked(runs), close(runs)
+    for y, name in enumerate(names):
+        found, colour = losses(runs[name]), COLOURS.get(name, GREY)
+        middle, half = interval(found)
+        if name in near:
+            axes.errorbar(found, [y] * len(found), color=colour, **DOT)
+            axes.errorbar(middle, y, xerr=half if half < inf else None, color=colour, **BAR)
+        else:
+            far = f"{middle:.2f} →" if middle < inf else "diverged"
+            axes.text(0.99, y, far, transform=axes.get_yaxis_transform(), ha="right", va="center", color=colour)
+    axes.set_yticks(range(len(names)), [CONTENDERS[name][0] for name in names])
+    for label, name in zip(axes.get_yticklabels(), names, strict=True):
+        label.set(color=COLOURS.get(name, "black"), weight="bold" if name in COLOURS else "normal")
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def close(runs: Runs) -> list[str]:
-    """The optimizers that a picture has room for: one far off would press all others together."""
+    """The optimizers that a picture has room for: a quarter, far off, would press all others together."""
     means = {name: interval(losses(runs[name]))[0] for name in ranked(runs)}
     finite = [m for m in means.values() if m < inf]
-    return [
-        name for name, m in means.items() if m < inf and m - finite[0] <= 3 * (finite[len(finite) // 2] - finite[0])
-    ]
+    room = 1.5 * (finite[3 * len(finite) // 4] - finite[0]) if finite else 0.0
+    return [name for name, m in means.items() if m < inf and m - finite[0] <= room]

@@ -26,12 +26,17 @@ def draw(runs: dict[str, Path], out: Path) -> None:
         final = f"{label}: {validation[-1]:.3f}" if len(at) else label
         axes.plot(at, validation, "o-", color=colour, ms=3.5, lw=1.6, label=final)
         top = max(top, *validation[:1], *smooth(losses)[len(losses) // 20 :][:1])
-    axes.set(xlabel="step", ylabel="loss, nats per token", title="validation (dots) and training (thin, smoothed)")
+    axes.set(xlabel="step", ylabel=f"loss, nats per {unit(runs)}", title="validation (dots), training (thin, smoothed)")
     axes.set_ylim(top=top * 1.05 if top else None)  # the fall of the first steps would flatten the rest
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(out, dpi=150)
+
+
+def unit(runs: dict[str, Path]) -> str:
+    """What a loss is the mean over: a run keeps its vocabulary in tokenizer.json, one without has bytes for tokens."""
+    return " or ".join(sorted({"token" if (run / "tokenizer.json").exists() else "byte" for run in runs.values()}))
 
 
 def columns(lines: list[dict[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -87,6 +87,21 @@ def test_differences_are_of_one_seed():
         standings.differences(a, b[::-1])
 
 
+def test_the_picture_has_all_tasks_and_leaves_out_the_far_off(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(standings.Figure, "savefig", lambda figure, *args, **options: kept.append(figure))
+    finals = dict(adamw=2.19, muon=1.84, adamuon=1.86, normuon=1.83, zeta=1.83, eta=1.78, soap=None)
+    runs = {name: [{"seed": 0, "final": final}, {"seed": 1, "final": final}] for name, final in finals.items()}
+    assert standings.close(runs) == [name for name in standings.ranked(runs) if name not in ("adamw", "soap")]
+    assert standings.close({"soap": runs["soap"]}) == []
+    standings.draw({"vit": runs, "lm": runs, "moe": runs}, tmp_path / "a.png")
+    titles = [axes.get_title("left") for axes in kept[0].axes]
+    assert titles == ["language model", "mixture of experts", "vision transformer on digits"]
+    for axes in kept[0].axes:
+        assert [text.get_text() for text in axes.texts] == ["2.19 →", "diverged"]
+    assert kept[0].legends[0].get_texts()[0].get_text() == "one seed"
+
+
 @pytest.mark.parametrize("name", ["soap", "shampoo"])
 def test_bases_made_anew_in_every_step_are_the_family_s(name, monkeypatch):
     generator = torch.Generator().manual_seed(0)

@@ -6,11 +6,13 @@ from math import exp, sqrt
 from pathlib import Path
 
 import numpy as np
+import plot
 import pytest
 import train_lm
 from loop import learning_rate
+from matplotlib.text import Text
 
-from zeta import checkpoint, cli, core
+from zeta import checkpoint, cli, core, portrait
 from zeta.core import COEFFICIENTS, Hyper
 from zeta.diagnostics import examine, inspect, read_series
 from zeta.evenness import chi_square_tail, evenness
@@ -207,6 +209,32 @@ def test_a_series_comes_before_the_checkpoint_and_is_drawn_over_time(run, capsys
     assert "step 5" in capsys.readouterr().out
     for name in ("state.png", "maps.png"):
         assert (run / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_pictures_show_each_side_where_they_say_and_name_every_axis(run):
+    arrays, _ = checkpoint.load(run / "checkpoint.safetensors")
+    series = [record for step in (3, 5) for record in inspect(arrays, lr=0.01, step=step)]
+    state, maps = portrait.state(series[:3]), portrait.heat_maps(series)
+    of_m, of_x = [[one[side]["cosine"] for one in series[:3]] for side in ("before", "after")]
+    dumbbells, (*_, m, x) = state.axes[-1], maps.axes[: 2 * len(portrait.SHOWN)]
+    assert of_m != of_x
+    for i, (letter, axis, want) in enumerate((("M", m, of_m), ("X", x, of_x))):
+        assert dumbbells.collections[1 + i].get_offsets()[:, 0].tolist() == want
+        assert axis.images[0].get_array()[:, 1].tolist() == want and f"of {letter}" in axis.get_title("left")
+    for figure in (state, maps):
+        words = "\n".join(text.get_text() for text in figure.findobj(Text))
+        assert portrait.M in words and portrait.X in words
+        assert all(words.count(meaning) == 1 for meaning in portrait.SHOWN.values())
+    assert all(bar.get_xlabel() for bar in maps.axes[2 * len(portrait.SHOWN) :])
+
+
+def test_the_loss_s_unit_is_that_of_the_run_s_tokens(tmp_path):
+    for name in ("bytes", "tokens"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "tokens" / "tokenizer.json").touch()
+    runs = {name: tmp_path / name for name in ("bytes", "tokens")}
+    assert [plot.unit({name: run}) for name, run in runs.items()] == ["byte", "token"]
+    assert plot.unit(runs) == "byte or token"
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,17 @@ def test_shares_are_those_of_the_quarter_circle_law(n):
         assert abs(share - 1.2 * law) > 4 * error + 0.3 / n
 
 
+def test_every_set_is_in_the_picture_and_none_hides_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling, "SIZES", (32,))
+    monkeypatch.setattr(scaling, "NEARLY_SQUARE", (1,))
+    scaling.draw(tmp_path / "scaling.png")
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+    order, styles = list(scaling.STYLES), scaling.STYLES
+    assert sorted(order) == sorted([*scaling.SETS, "auto"])
+    for under, over in (("jordan x5", "you"), ("polar_express", "cans")):  # which all but coincide
+        assert order.index(under) < order.index(over) and styles[under]["lw"] > 2 * styles[over]["lw"]
+
+
 def test_a_polynomial_that_falls_again_is_told():
     assert scaling.reach(((2.0, 0, 0),)) == pytest.approx(0.25, rel=1e-3)
     with pytest.raises(ValueError, match="falls below"):

@@ -13,8 +13,8 @@ from zeta.inspection import MEASURES, last_step, short_names
 INK, GRID, BEFORE, AFTER = "#22223b", "#e6e6ee", "#e07a1f", "#4361ee"
 SHOWN = {  # measure -> what its axis is
     "rows": "0 even, 1 one-sided",
-    "condition": "largest / smallest σ",
-    "cosine": "of NS(x) to M with all σ = 1",
+    "condition": r"largest / smallest $\sigma$",
+    "cosine": "of Newton-Schulz, to M's $UV^T$",
 }
 WORSE_LOW = {"cosine"}  # of all others the higher number is the worse one
 M, X = "M, the momentum", r"X = M / ($\sqrt{V}$ + eps), whitened"
@@ -50,7 +50,7 @@ def _spectra(axis: Any, records: list[Record]) -> None:
         curves = np.array([record[side]["spectrum"] for record in records])
         axis.plot(share, curves.T, color=colour, linewidth=0.6, alpha=0.35)
         axis.plot(share, np.median(curves, axis=0), color=colour, linewidth=2.6)
-    _frame(axis, "singular values σ / their RMS")
+    _frame(axis, r"singular values $\sigma$ / their RMS")
     axis.set(yscale="log", xlabel="rank, largest 0, smallest 1 (thick: median)")
     axis.grid(color=GRID)
 
