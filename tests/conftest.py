@@ -8,6 +8,7 @@ os.environ["MLX_ENABLE_TF32"] = "0"  # before MLX is imported: see zeta/machine.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +30,11 @@ def _absent(absent: Absent) -> Any:
     must_be_here = absent.expected or (os.environ.get("CI") and (absent.library, absent.device) in INSTALLED_IN_CI)
     mark = () if must_be_here else pytest.mark.skip(reason=f"{absent.library} {absent.device}: {absent.reason}")
     return pytest.param(absent, id=f"{absent.library} {absent.device}", marks=mark)
+
+
+def need(library: str) -> Any:
+    """The library's module; where it is not here the test is skipped, but not in CI, which installs them all."""
+    return import_module(library) if os.environ.get("CI") else pytest.importorskip(library)
 
 
 @pytest.fixture(params=found())

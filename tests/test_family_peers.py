@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from conftest import need
 
 import zeta
 from zeta import adamw, family, preconditioned
@@ -55,7 +56,7 @@ def agree(got, rule, shape, rtol, weight_decay=0.1, **options):
 
 @pytest.fixture
 def torch(monkeypatch):
-    torch = pytest.importorskip("torch")
+    torch = need("torch")
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda x: x)
     return torch
 
@@ -91,9 +92,9 @@ class TestMlx:
     """In float32; MLX's own Muon adds decay to the gradient, so none, and scales by sqrt(rows / cols) if above 1."""
 
     def steps(self, make, shape):
-        mx = pytest.importorskip("mlx.core")
+        mx = need("mlx.core")
         w, grads = (mx.array(x.astype("float32")) for x in draw(shape))
-        optimizer, after, tree = make(pytest.importorskip("mlx.optimizers")), [], {"w": w}
+        optimizer, after, tree = make(need("mlx.optimizers")), [], {"w": w}
         for g in grads:
             tree = optimizer.apply_gradients({"w": g}, tree)
             after.append(np.array(tree["w"]).astype("float64"))
@@ -117,7 +118,7 @@ class TestMlx:
 class TestPytorchOptimizer:
     @pytest.fixture(autouse=True)
     def library(self, torch, monkeypatch):
-        self.torch, self.peer = torch, pytest.importorskip("pytorch_optimizer")
+        self.torch, self.peer = torch, need("pytorch_optimizer")
         from pytorch_optimizer.optimizer.muon import adago, adamuon, normuon
 
         for module in (adago, adamuon, normuon):
@@ -172,7 +173,7 @@ class TestPytorchOptimizer:
 class TestHeavyball:
     @pytest.fixture(autouse=True)
     def library(self, torch, monkeypatch):
-        self.torch, self.peer = torch, pytest.importorskip("heavyball")
+        self.torch, self.peer = torch, need("heavyball")
         monkeypatch.setattr(self.peer.utils, "compile_mode", None)
 
     def test_soap_until_its_basis_turns(self):
@@ -197,16 +198,16 @@ class TestHeavyball:
 class TestOptax:
     @pytest.fixture(autouse=True)
     def library(self):
-        self.jax, self.peer = pytest.importorskip("jax"), pytest.importorskip("optax")
+        self.jax, self.peer = need("jax"), need("optax")
         with self.jax.enable_x64(True):
             yield
 
     def steps(self, rule, shape):
         w, grads = draw(shape)
         w, after = self.jax.numpy.array(w), []
-        state = rule.init(w)
+        state, update = rule.init(w), self.jax.jit(rule.update)
         for g in grads:
-            change, state = rule.update(self.jax.numpy.array(g), state, w)
+            change, state = update(self.jax.numpy.array(g), state, w)
             w = self.peer.apply_updates(w, change)
             after.append(np.array(w))
         return np.array(after)

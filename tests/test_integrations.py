@@ -14,6 +14,7 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 
 import pytest
+from conftest import need
 
 SHORT = "--steps 12 --batch 4 --save-every 5 --out"
 VIT = "--epochs 3 --batch 64 --width 32 --depth 1 --lr 2e-2 --accelerator cpu --out"
@@ -40,10 +41,9 @@ example.main(sys.argv[3:])
 
 
 def load(example: str, *libraries: str) -> Any:
-    """The example's module; a library that is not here is a skip, and fails in CI, which installs them all."""
+    """The example's module; a library that is not here is a skip."""
     for library in libraries:
-        if not os.environ.get("CI"):
-            pytest.importorskip(library)
+        need(library)
     return importlib.import_module(example)
 
 
