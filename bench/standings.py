@@ -26,8 +26,9 @@ def table(task: str, runs: Runs, against: str) -> str:
         r, n = own[0], len(own)
         setting = f"{r['lr']:g}, {r['b1']:g}, {r['b2']:g}"
         loss = show(*interval(losses(own))) + ("" if n == 5 else f" ({n} seeds)")
-        paired = show(*interval(differences(own, other[:n])), sign="+") if name != against and len(other) >= n else ""
-        steps = f"{steps_to(own, adamw):.0f}" if name != "adamw" and len(adamw) >= n else ""
+        shared = differences(own[: len(other)], other[:n])  # on the seeds that both have
+        paired = show(*interval(shared), sign="+") if name != against and shared else ""
+        steps = f"{steps_to(own, adamw):.0f}" if name != "adamw" and adamw else ""
         cost = f"{mean(run['step_ms'] for run in own):.0f} ({mean(run['optimizer_ms'] for run in own):.0f})"
         cells = [CONTENDERS[name][0], f"{r['state']:.2f}", setting, loss, paired, steps.replace("inf", "never"), cost]
         lines.append(f"| {' | '.join(cells)} |")
@@ -63,7 +64,7 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def steps_to(runs: list[dict[str, Any]], adamw: list[dict[str, Any]]) -> float:
-    """The mean step at which a run reaches AdamW's final loss on its seed; inf if one never does."""
+    """The mean step at which a run reaches AdamW's final loss on its seed, where it has one; inf if one never does."""
     return mean(reached(run["curve"], loss) for run, loss in zip(runs, losses(adamw), strict=False))
 
 

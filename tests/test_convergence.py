@@ -87,6 +87,18 @@ def test_differences_are_of_one_seed():
         standings.differences(a, b[::-1])
 
 
+def test_the_table_compares_on_the_seeds_that_both_have():
+    def runs(loss, seeds):
+        cost = dict(lr=1.0, b1=0.9, b2=0.99, state=1.0, step_ms=2.0, optimizer_ms=1.0)
+        return [cost | {"seed": i, "final": loss + i / 1000, "curve": [[10, loss + i / 1000]]} for i in range(seeds)]
+
+    tasks = {"eta": runs(1.0, 10), "muon": runs(1.5, 5), "signum": runs(1.75, 3), "adamw": runs(2.0, 5)}
+    for against, want in (("eta", ("", "+0.5", "+0.75", "+1.0")), ("muon", ("-0.5", "", "+0.25", "+0.5"))):
+        rows = [line.split(" | ") for line in standings.table("lm", tasks, against).splitlines()[2:]]
+        assert all(row[4].startswith(less) and bool(row[4]) == bool(less) for row, less in zip(rows, want, strict=True))
+        assert [row[5] for row in rows] == ["10", "10", "10", ""]
+
+
 def test_the_picture_has_all_tasks_and_leaves_out_the_far_off(tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(standings.Figure, "savefig", lambda figure, *args, **options: kept.append(figure))
