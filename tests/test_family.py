@@ -190,9 +190,31 @@ class TestSchattor:
         a, s, b = np.linalg.svd(0.05 * self.grad, full_matrices=False)
         assert_close(u, s.sum(-1)[:, None, None] * a @ b, 1e-12)
 
+    @pytest.mark.parametrize("shape", [(2, 12, 20), (20, 12), (12, 12)])
+    def test_svd_is_the_thin_one(self, shape, target):
+        x = draw(shape, 1)[1][0]
+        with target.scope():
+            a, s, b = map(target.numpy, preconditioned.svd(target.wide(x)))
+        assert [a.shape[-2:], b.shape[-2:]] == [(shape[-2], 12), (12, shape[-1])]
+        assert_close((a * s[..., None, :]) @ b, x, TOLERANCE[target.dtype].step)
+        assert_close(s, np.linalg.svd(x, compute_uv=False), TOLERANCE[target.dtype].step)
+        assert_close(a.swapaxes(-1, -2) @ a, np.broadcast_to(np.eye(12), (*shape[:-2], 12, 12)), 1e-5)
+
     def test_directions_without_gradient_stay(self):
         low = np.outer(np.arange(1.0, 13), np.ones(20))
         assert_close(direction(preconditioned.schattor(inf), low), 0.2 * np.sqrt(20) * low / np.linalg.norm(low), 1e-9)
+
+
+@pytest.mark.parametrize("name", ["shampoo", "soap", "schattor 4", "schattor inf", "schattor_regularised 4"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_makes_its_own_matrix_nan_and_no_other(name, bad, target):
+    param, grads = draw((3, 12, 12), 2)
+    grads[0, 1, 2, 3] = bad
+    with target.scope(), np.errstate(invalid="ignore"):
+        w, _ = steps(RULES[name], param, grads, target=target)
+    assert np.isnan(w[1]).all()
+    rest = [0, 2]
+    assert_close(w[rest], steps(RULES[name], param[rest], grads[:, rest])[0], bound(name, target.dtype), param[rest])
 
 
 class TestPreconditioned:

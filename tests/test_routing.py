@@ -50,6 +50,8 @@ def test_matrices(name, shape):
         ("base_model.model.classifier.modules_to_save.default.weight", (10, 32), "output head"),  # PEFT
         ("_orig_mod.lm_head.weight", (1000, 32), "output head"),  # torch.compile
         ("layer_scale", (32, 1, 1), "vector"),
+        ("layers.0.self_attn.q_proj.scales", (64, 2), "quantisation scale"),
+        ("layers.0.mlp.switch_mlp.up_proj.biases", (4, 64, 2), "quantisation scale"),
     ],
 )
 def test_all_else_goes_to_adamw(name, shape, reason):

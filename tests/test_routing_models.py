@@ -43,6 +43,15 @@ def test_mlx(name):
     assert table(small_models.mlx_model(name)) == expected()[f"mlx {name}"]
 
 
+def test_scales_of_quantised_layers_go_to_adamw():
+    nn = pytest.importorskip("mlx.nn")
+    pytest.importorskip("mlx_lm")
+    model = small_models.mlx_model("llama")
+    nn.quantize(model, group_size=32, class_predicate=lambda name, _: name.endswith(("q_proj", "embed_tokens")))
+    found = [r[:3] for name, r in zeta.routes(model).items() if name.endswith((".scales", ".biases"))]
+    assert found and set(found) == {("adamw", (), "quantisation scale")}
+
+
 def both(name):
     pytest.importorskip("transformers")
     pytest.importorskip("mlx_lm")

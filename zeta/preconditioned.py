@@ -1,9 +1,11 @@
 """The optimizers that decompose matrices: Shampoo and SOAP into eigenvectors, Schattor into singular values.
 
-In the form of `zeta.family`. Their decompositions run in the state's own precision, on MLX on its CPU alone.
+In the form of `zeta.family`. Their decompositions run in the state's own precision, on MLX on its CPU alone. Beside a
+Mac's GPU those of large layers may run into Metal's timeout (ml-explore/mlx issues 2827 and 3583; we have not tried
+it): make the CPU the default device, or take Muon.
 """
 
-from math import inf, sqrt
+from math import inf, nan, sqrt
 
 from array_api_compat import array_namespace
 
@@ -103,20 +105,36 @@ def power(a: Array, exponent: float) -> Array:
 
 
 def eigh(a: Array) -> tuple[Array, Array]:
-    """Eigenvalues (..., n), rising, and eigenvectors (..., n, n) of a symmetric a (..., n, n)."""
-    xp = array_namespace(a)
+    """Eigenvalues (..., n), rising, and eigenvectors (..., n, n) of a symmetric a (..., n, n); NaN as for `svd`."""
+    xp, (a, mark) = array_namespace(a), finite(a)
     if xp.__name__ == "mlx.core":  # MLX 0.32 decomposes on its CPU alone
         values, vectors = xp.linalg.eigh(a, stream=xp.cpu)
     else:
         values, vectors = xp.linalg.eigh(a)
-    return values, vectors
+    return values + mark[..., 0], vectors + mark
 
 
 def svd(x: Array) -> tuple[Array, Array, Array]:
-    """(a, s, b): x (..., rows, cols) = a diag(s) b, s (..., min(rows, cols)) falling."""
-    xp, k = array_namespace(x), min(x.shape[-2:])
-    if xp.__name__ == "mlx.core":  # on its CPU, and with all vectors
-        a, s, b = xp.linalg.svd(x, stream=xp.cpu)
-        return a[..., :, :k], s, b[..., :k, :]
-    a, s, b = xp.linalg.svd(x, full_matrices=False)
-    return a, s, b
+    """(a, s, b): x (..., rows, cols) = a diag(s) b, s (..., min(rows, cols)) falling; NaN where x is not finite."""
+    if x.shape[-2] < x.shape[-1]:
+        a, s, b = svd(x.mT)
+        return b.mT, s, a.mT
+    xp, (x, mark) = array_namespace(x), finite(x)
+    if xp.__name__ == "mlx.core":  # whose CPU makes all vectors, rows of them: QR leaves a small square
+        q, r = xp.linalg.qr(x, stream=xp.cpu)
+        a, s, b = xp.linalg.svd(r, stream=xp.cpu)
+        a = q @ a
+    else:
+        a, s, b = xp.linalg.svd(x, full_matrices=False)
+    return a + mark, s + mark[..., 0], b + mark
+
+
+def finite(x: Array) -> tuple[Array, Array]:
+    """x (..., rows, cols) with each matrix that is not finite made zero, and (..., 1, 1): NaN for those, else zero.
+
+    NumPy and torch refuse the whole stack for one such matrix; the SVD of MLX 0.32 never ends.
+    """
+    xp = array_namespace(x)
+    zero = xp.zeros_like(x[..., :1, :1])
+    there = xp.all(xp.isfinite(x), axis=(-2, -1), keepdims=True)
+    return xp.where(there, x, xp.zeros_like(x)), xp.where(there, zero, zero + nan)

@@ -52,7 +52,7 @@ def route(name: str, shape: tuple[int, ...], layer: Layer | None = None) -> Rout
         return Route("adamw", (), "empty")
     if len(shape) < 2:
         return Route("adamw", (), "vector")
-    if layer.kind in ("bias", "norm", "embedding"):
+    if layer.kind in ("bias", "norm", "embedding", "quantisation scale"):
         return Route("adamw", (), layer.kind)
     if len(shape) > 2 and sum(n > 1 for n in shape) < 2:  # a layer scale as (channels, 1, 1)
         return Route("adamw", (), "vector")
@@ -87,6 +87,8 @@ def layer_of(name: str, shape: tuple[int, ...]) -> Layer:
 
     if LORA.search(name):
         return Layer("lora", owner)
+    if leaf in ("scales", "biases"):  # of MLX's quantised layers: one of each for a group of weights
+        return Layer("quantisation scale", owner)
     if leaf.endswith("bias") and owner != "relative_attention_bias":
         return Layer("bias", owner)
     if "norm" in owner or re.match(r"ln(_|\d|$)", owner):

@@ -87,7 +87,7 @@ def _layer(name: str, shape: tuple[int, ...], modules: dict[str, Any], per_head:
 
 def _kind(layer: Layer, path: str, modules: dict[str, Any], bases: set[str]) -> str:
     linear = any(base.endswith("Linear") for base in bases) or "Conv1D" in bases
-    if layer.kind in ("lora", "bias"):
+    if layer.kind in ("lora", "bias", "quantisation scale"):
         return layer.kind
     if bases & {"Embedding", "EmbeddingBag", "QuantizedEmbedding"}:
         return "embedding"
