@@ -1,6 +1,6 @@
 """Zeta for MLX: a fused Newton-Schulz and an `mlx.optimizers.Optimizer` for all of a model's parameters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
@@ -16,8 +16,22 @@ from zeta.stages import Keeps, Rule, Shape, entries
 from zeta.steps import Steps, chosen
 from zeta.storage import part, viewed, whole
 
-from .mlx_distributed import shared, together
-from .mlx_state import VERSION, check_shapes, check_state, leaf, prepare, round_back, tree_flatten, wanted, widen
+from .mlx_distributed import dispatch, shared, together
+from .mlx_state import (
+    VERSION,
+    State,
+    check_names,
+    check_shapes,
+    check_state,
+    check_step,
+    is_floating,
+    leaf,
+    prepare,
+    round_back,
+    tree_flatten,
+    wanted,
+    widen,
+)
 
 __all__ = [
     "SOAP",
@@ -35,7 +49,8 @@ __all__ = [
     "newton_schulz",
 ]
 
-BLOCK = 64  # rows of a block of a symmetric product on the CPU; smaller ones cost more than they save
+# Rows of a block of a symmetric product on the CPU: smaller ones cost more than they save (MLX 0.32, x86-64, AVX2).
+BLOCK = 64
 _DEFAULT = Hyper()
 
 
@@ -51,9 +66,9 @@ def newton_schulz(x: mx.array, coefficients: Steps = COEFFICIENTS["jordan"], dty
         return x
     if x.shape[-2] > x.shape[-1]:
         return newton_schulz(x.mT, coefficients, dtype).mT
-    stack = core.normalize(x.astype(mx.result_type(x, mx.array(0.0)))).reshape(-1, *x.shape[-2:])
+    stack: mx.array = core.normalize(x.astype(mx.result_type(x, mx.array(0.0)))).reshape(-1, *x.shape[-2:])
     stack = forms.iterate(stack.astype(dtype or working_dtype(x)), coefficients, symmetric, multiply)
-    return mx.array(stack.reshape(x.shape), x.dtype)
+    return stack.reshape(x.shape).astype(x.dtype)
 
 
 def working_dtype(x: mx.array) -> mx.Dtype:
@@ -92,8 +107,11 @@ class Zeta(Optimizer):
     schedule. Moments are float32; a narrower parameter keeps what rounding took off it, so that no small step is lost.
     `ns_steps="auto"` takes as many Newton-Schulz steps as a matrix's shape needs (`zeta.auto_coefficients`).
     With a `group` of ranks that hold the same parameters, each matrix is orthogonalised by one of them: give all the
-    same gradients, `grads = mlx.nn.average_gradients(grads)`, and evaluate other collectives apart from the step.
+    same gradients, `grads = mlx.nn.average_gradients(grads)`. In a `MultiOptimizer`, whose order differs from rank to
+    rank (MLX 0.32), let `mx.async_eval(grads)` start them first. Inside `mx.compile` messages keep their order only if
+    all gradients are one Zeta's, and no other message is sent.
     Raises ValueError for values out of range, and for a state that is not of this optimizer or of these parameters.
+    Settings are no part of the state, as in MLX's own optimizers: give them again.
     """
 
     rule: Rule = family.zeta
@@ -113,8 +131,10 @@ class Zeta(Optimizer):
     ) -> None:
         hyper = Hyper(0.0 if callable(learning_rate) else learning_rate, betas, eps, weight_decay)  # checks the values
         super().__init__()  # type: ignore[no-untyped-call]
+        self._loaded = False  # a state that no step has seen
         self.state[self._version] = mx.array(1)
         self._maybe_schedule("learning_rate", learning_rate)
+        self.state["learning_rate"] = mx.array(self.learning_rate)  # a schedule may give a Python number
         self.betas, self.eps, self.weight_decay = hyper.betas, hyper.eps, hyper.weight_decay
         self.routes, self.coefficients, self.ns_dtype = routes or {}, chosen(coefficients, ns_steps), ns_dtype
         self.group = group if group is not None and group.size() > 1 else None
@@ -123,7 +143,8 @@ class Zeta(Optimizer):
 
     @property
     def _version(self) -> str:
-        return VERSION if self.rule is family.zeta else f"{VERSION}_{type(self).__name__}"
+        name = next(c.__name__ for c in type(self).__mro__ if "rule" in vars(c))  # of a subclass, that of its base
+        return VERSION if self.rule is family.zeta else f"{VERSION}_{name}"
 
     @property
     def state(self) -> dict[str, Any]:
@@ -133,39 +154,55 @@ class Zeta(Optimizer):
     @state.setter
     def state(self, state: dict[str, Any]) -> None:
         check_state(state, getattr(self, "_state", {}), self.rule.keeps, self._version)
-        self._state = state
+        self._state, self._loaded = state, True
 
     def init(self, parameters: Any) -> None:
         """Zeros for whatever these parameters lack; what is there, as after loading a state, stays."""
-        super().init(parameters)
-        routes = {name: self._route(name, p) for name, p in tree_flatten(parameters)}
+        params = {name: p for name, p in tree_flatten(parameters) if is_floating(p)}
+        routes = {name: self._route(name, p) for name, p in params.items()}
         warn_of_doubts(routes, "pass routes=zeta.routes(model)")
-        for name, p in tree_flatten(parameters):
-            prepare(leaf(self.state, name), p, routes[name], self.rule.keeps, self.step)
+        super().init(parameters)
+        for name, state in self._states(params).items():
+            prepare(state, params[name], routes[name], self.rule.keeps, self.step)
 
     def init_single(self, parameter: mx.array, state: dict[str, mx.array]) -> None:
         """Nothing: `init` knows the path, too."""
 
     def apply_gradients(self, gradients: Any, parameters: Any) -> Any:
-        """The parameters after one step, as a tree like `gradients`."""
-        grads, params = together(dict(tree_flatten(gradients)), self.group), dict(tree_flatten(parameters))
+        """The parameters after one step, as a tree like `gradients`. The state changes only if nothing is raised."""
+        grads, params = dict(tree_flatten(gradients)), dict(tree_flatten(parameters))
+        check_step(grads, params)
+        if self._loaded:
+            check_names(self.state, params)
         routes = {name: self._route(name, params[name]) for name in grads}
-        if any(wanted(params[n], r, self.rule.keeps).keys() - leaf(self.state, n).keys() for n, r in routes.items()):
+        if any(wanted(params[n], routes[n], self.rule.keeps).keys() - s for n, s in self._states(grads).items()):
             self.init(tree_map_with_path(lambda name, _: params[name], gradients))
-        states = {name: leaf(self.state, name) for name in grads}
+        states = self._states(grads)
         check_shapes(states, params, routes, self.rule.keeps)
-        for name, schedule in self._schedulers.items():
-            self.state[name] = schedule(self.step)
-        self.state["step"] = self.step + 1
+        scheduled = {name: mx.array(schedule(self.step)) for name, schedule in self._schedulers.items()}
 
-        hyper = Hyper(self.learning_rate, self.betas, self.eps, self.weight_decay)
+        rate = scheduled.get("learning_rate", self.learning_rate)
+        hyper = Hyper(rate, self.betas, self.eps, self.weight_decay)
+        after = self._step(hyper, routes, together(grads, self.group), states, params)
+        new = {name: round_back(w, params[name], states[name], moments) for name, (w, moments) in after.items()}
+        self.state.update(scheduled, step=self.step + 1)
+        self._loaded = False
+        if self.group:
+            dispatch([new, self.state])
+        return tree_map_with_path(lambda name, _: new[name], gradients)
+
+    def _states(self, names: Iterable[str]) -> dict[str, State]:
+        found = {name: leaf(self.state, name) for name in names}
+        return {name: {} if state is None else state for name, state in found.items()}
+
+    def _step(self, hyper: Hyper, routes: dict[str, Route], grads: Any, states: Any, params: Any) -> dict[str, Any]:
+        """{name: (wide param, state)} after the step of each parameter."""
         wide = {name: widen(params[name], state) for name, state in states.items()}
         after = self._zeta(hyper, {n: r for n, r in routes.items() if r.treatment == "zeta"}, grads, states, wide)
         for name in (name for name, r in routes.items() if r.treatment == "adamw"):
             moments = {key: value for key, value in states[name].items() if key != "remainder"}
             after[name] = adamw.update(grads[name], moments, wide[name], hyper)
-        new = {name: round_back(w, params[name], states[name], moments) for name, (w, moments) in after.items()}
-        return tree_map_with_path(lambda name, _: new[name], gradients)
+        return after
 
     def _zeta(self, hyper: Hyper, routes: dict[str, Route], grads: Any, states: Any, wide: Any) -> dict[str, Any]:
         """{name: (param, state)} after the rule's `update` on stacks of same-shape matrices."""

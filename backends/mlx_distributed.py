@@ -1,12 +1,14 @@
 """Newton-Schulz shared out over the ranks of an `mx.distributed.Group` that hold the same parameters and gradients.
 
 Each matrix is orthogonalised by one rank, and all ranks receive the result: `all_gather`, which every backend of MLX
-has. MLX runs collectives in whatever order a rank's graph is walked, and here the graphs differ from rank to rank, so
-`mx.depends` fixes the order: after all gradients, one after another.
+has. MLX runs collectives in whatever order a rank's graph is walked, and here the graphs differ from rank to rank. So
+the order is fixed: a step starts on the device what its gradients wait for, then itself, before anything else can; and
+within the step, which `mx.compile` may make part of a larger graph, `mx.depends` puts one message after another.
 """
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 
@@ -21,7 +23,19 @@ Stack = tuple[int, ...]  # (count, rows, cols)
 def together(grads: dict[str, mx.array], group: mx.distributed.Group | None) -> dict[str, mx.array]:
     """The gradients, none of them there before all are: whatever averages them comes first on every rank."""
     found = list(grads.values())
-    return dict(zip(grads, mx.depends(found, found), strict=True)) if group and grads else grads
+    if not group or not grads:
+        return grads
+    dispatch(found)
+    return dict(zip(grads, mx.depends(found, found), strict=True))
+
+
+def dispatch(arrays: Any) -> None:
+    """Starts the work for a tree of arrays, without waiting, where it can be: not inside `mx.compile`."""
+    try:
+        mx.async_eval(arrays)  # type: ignore[no-untyped-call]
+    except ValueError as error:
+        if "graph transformation" not in str(error):
+            raise
 
 
 def shared(

@@ -69,6 +69,8 @@ class SOAP(Zeta):
 class Schattor(Zeta):
     """Schattor's ball form (arXiv 2606.15702): see `zeta.preconditioned.schattor`."""
 
+    rule = preconditioned.schattor()
+
     def __init__(self, learning_rate: Rate = _LR, *args: Any, p: float = 4.0, **options: Any) -> None:
         self.rule = preconditioned.schattor(p)
         super().__init__(learning_rate, *args, **options)
@@ -76,6 +78,8 @@ class Schattor(Zeta):
 
 class AdaGO(Zeta):
     """AdaGO (arXiv 2509.02981): see `zeta.family.adago`."""
+
+    rule = family.adago()
 
     def __init__(
         self, learning_rate: Rate = _LR, *args: Any, gamma: float = 1.0, floor: float = 0.01, **options: Any
@@ -86,6 +90,8 @@ class AdaGO(Zeta):
 
 class Dion2(Zeta):
     """Dion2 (arXiv 2512.16928): see `zeta.family.dion2`."""
+
+    rule = family.dion2()
 
     def __init__(self, learning_rate: Rate = _LR, *args: Any, fraction: float = 0.25, **options: Any) -> None:
         self.rule = family.dion2(fraction)

@@ -23,21 +23,29 @@ def tree_flatten(tree: Any) -> list[tuple[str, Any]]:
     return _tree_flatten(tree)  # type: ignore[return-value]
 
 
-def leaf(state: Any, name: str) -> State:
-    """The state of the parameter with this dotted path; empty where there is none."""
-    for part in name.split("."):
-        if isinstance(state, list | tuple):
-            state = state[int(part)] if int(part) < len(state) else {}
-        else:
-            state = state.get(part, {})
-    return state  # type: ignore[no-any-return]
+def leaf(state: Any, name: str) -> State | None:
+    """The state of the parameter with this dotted path, None where there is none; a key may hold dots itself."""
+    if not name:
+        return state  # type: ignore[no-any-return]
+    if isinstance(state, list | tuple):
+        state = {str(i): inner for i, inner in enumerate(state)}
+    there = None
+    for end in [i for i, sign in enumerate(f"{name}.") if sign == "."]:
+        found = leaf(state[name[:end]], name[end + 1 :]) if name[:end] in state else None
+        if found:  # a flat tree's state is nested once it has been saved: what is filled goes before what is empty
+            return found
+        there = there if found is None else found
+    return there
+
+
+def is_floating(p: mx.array) -> bool:
+    """Whether it is a parameter to move: the packed weights of a quantised layer are none."""
+    return mx.issubdtype(p.dtype, mx.floating)
 
 
 def wanted(p: mx.array, route: Route, keeps: Keeps) -> dict[str, tuple[int, ...]]:
     """The arrays that this parameter needs, by their shapes; `keeps` is the rule's for the matrices."""
     shape = tuple(p.shape)
-    if not mx.issubdtype(p.dtype, mx.floating):
-        return {}  # packed weights of a quantised layer
     adamw = {"exp_avg": shape, "exp_avg_sq": shape, "step": ()}
     moments = adamw if route.treatment == "adamw" else stored(keeps, route, shape)
     return moments | ({"remainder": shape} if p.dtype in (mx.bfloat16, mx.float16) else {})
@@ -46,11 +54,11 @@ def wanted(p: mx.array, route: Route, keeps: Keeps) -> dict[str, tuple[int, ...]
 def prepare(state: State, p: mx.array, route: Route, keeps: Keeps, step: mx.array) -> None:
     """Zeros for what is missing. Where only `step` is, the state is of a form without it: the common one stands in."""
     missing = {key: shape for key, shape in wanted(p, route, keeps).items() if key not in state}
+    wide = mx.result_type(p, mx.array(0.0))
     for key, shape in missing.items():
-        wide = mx.float64 if p.dtype == mx.float64 else mx.float32
         state[key] = mx.zeros(shape, p.dtype if key == "remainder" else wide)
-    if "step" in missing:
-        state["step"] = mx.array(0.0) if "exp_avg" in missing else step.astype(mx.float32)
+    if "step" in missing and "exp_avg" not in missing:
+        state["step"] = step.astype(wide)
 
 
 def widen(p: mx.array, state: State) -> mx.array:
@@ -84,6 +92,23 @@ def check_state(new: Any, old: Any, keeps: Keeps, version: str) -> None:
                 f"the state's {name} has shape {value.shape}, but its parameter {before[name].shape}: "
                 "it belongs to another model"
             )
+
+
+def check_step(grads: dict[str, mx.array], params: dict[str, mx.array]) -> None:
+    """Raises TypeError for parameters that no step can move, ValueError for gradients of another shape than theirs."""
+    for name, grad in grads.items():
+        p = params[name]
+        if not is_floating(p):
+            raise TypeError(f"{name} is {p.dtype}, but must be real floating-point numbers: freeze or convert it")
+        if grad.shape != p.shape:
+            raise ValueError(f"the gradient of {name} has shape {grad.shape}, but must have its parameter's, {p.shape}")
+
+
+def check_names(state: Any, params: dict[str, mx.array]) -> None:
+    """Raises ValueError where the state knows parameters that are not there."""
+    held = {name.rpartition(".")[0] for name, _ in tree_flatten(state)} - {""}
+    if strange := sorted(held - params.keys()):
+        raise ValueError(f"the state is of {', '.join(strange[:3])}, no parameters here: it belongs to another model")
 
 
 def check_shapes(states: dict[str, State], params: dict[str, mx.array], routes: dict[str, Route], keeps: Keeps) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 from mlx.nn import average_gradients
+from mlx.optimizers import AdamW, MultiOptimizer
 from mlx.utils import tree_flatten, tree_unflatten
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
@@ -62,6 +63,23 @@ def many_messages(group=None):
     return {name: np.array(a) for name, a in after.items()}
 
 
+def several_optimizers(group=None):
+    """{name: array} after five steps of two Zetas and MLX's AdamW, which take turns in sending."""
+    rng = np.random.default_rng(0)
+    params = start = {f"w{i}": mx.array(rng.standard_normal((4 + i, 29 - i)), mx.float32) for i in range(12)}
+    zetas = [backend.Zeta(lr, ns_dtype=mx.float32, group=group) for lr in (1e-2, 2e-2)]
+    turn = [lambda name, _, k=k: int(name[1:]) % 3 == k for k in range(2)]
+    optimizer = MultiOptimizer([*zetas, AdamW(1e-2)], turn)
+    for _ in range(5):
+        grads = {name: p + 1 for name, p in start.items()}
+        if group:
+            grads = average_gradients(grads, group, 0)
+            mx.async_eval(grads)
+        params = optimizer.apply_gradients(grads, params)
+        mx.eval(params, optimizer.state)
+    return {name: np.array(a) for name, a in params.items()}
+
+
 def tree(arrays):
     return tree_unflatten([(name, mx.array(a, mx.float32)) for name, a in arrays.items()])
 
@@ -105,7 +123,8 @@ def main(folder):
     group = mx.distributed.init(strict=True, backend="ring")
     found = {"steps": ten_steps(group), "work": {"flops": np.array(work(group))}, "zeta": training()}
     if group.size() == 2:  # more would take turns on two cores
-        found |= {"messages": many_messages(group), "adamw": training("adamw"), "muon": training("muon")}
+        found |= {"messages": many_messages(group), "several": several_optimizers(group)}
+        found |= {"adamw": training("adamw"), "muon": training("muon")}
         for name, mistake in {"dropped": dropped(group.rank()), "halved": halved}.items():
             backend.newton_schulz = mistake
             found[name] = ten_steps(group)

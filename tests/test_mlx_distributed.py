@@ -100,8 +100,14 @@ def test_messages_of_gradients_and_matrices_keep_their_order(ranks):
         assert_close(ranks[0]["messages"][name], want, BOUND)
 
 
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_optimizers_beside_one_another_keep_the_order_too(ranks):
+    for name, want in mlx_ranks.several_optimizers().items():
+        assert_close(ranks[0]["several"][name], want, BOUND)
+
+
 def test_all_ranks_hold_the_same_bits(ranks):
-    for case in ranks[0].keys() & {"steps", "zeta", "adamw", "muon"}:
+    for case in ranks[0].keys() & {"steps", "several", "zeta", "adamw", "muon"}:
         for other in ranks[1:]:
             assert all(np.array_equal(other[case][name], array) for name, array in ranks[0][case].items())
 
