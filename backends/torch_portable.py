@@ -1,7 +1,7 @@
 """A model's parameters and optimizer state by name: what `zeta.checkpoint` and torch.distributed.checkpoint save."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ def load_named_state(params: Any, optimizers: Any, arrays: Mapping[str, Any]) ->
         if p in owner:
             owner[p].state.pop(p, None)
     for full, value in values.items():
-        p, key = model[parameter_of(full)], full.split(".", 2)[1] if full not in model else ""
+        p, key = model[parameter_of(full, model)], full.split(".", 2)[1] if full not in model else ""
         if key == "remainder" and not _narrow(p):  # of a parameter that was narrower when it was saved
             p.add_(value if hasattr(value, "device_mesh") else placed(value.to(p.dtype), p, None))
         elif key and p in owner:
@@ -80,7 +80,7 @@ def numpy(value: Tensor) -> np.ndarray[Any, Any]:
 def check_names(saved: Mapping[str, Any], model: Mapping[str, Any]) -> None:
     """Raises ValueError where the saved arrays, {name: shape}, are not those of the model's parameters."""
     for full, shape in saved.items():
-        name = parameter_of(full)
+        name = parameter_of(full, model)
         if name not in model:
             raise ValueError(f"the checkpoint has {full}, but the model no {name}: it belongs to another model")
         if full == name and tuple(shape) != tuple(model[name].shape):
@@ -95,8 +95,8 @@ def check_state(saved: Mapping[str, Any], model: Mapping[str, Any], owner: Mappi
     """Raises ValueError where the saved state, {name: shape}, is not what Zeta, or one of its family, keeps."""
     states: dict[str, dict[str, tuple[int, ...]]] = {}
     for full, shape in saved.items():
-        if full not in model and ".remainder." not in full:
-            states.setdefault(parameter_of(full), {})[full.split(".", 2)[1]] = tuple(shape)
+        if full not in model and not full.startswith("optimizer.remainder."):
+            states.setdefault(parameter_of(full, model), {})[full.split(".", 2)[1]] = tuple(shape)
     needs = {p: needed for o in set(owner.values()) if hasattr(o, "needs") for p, needed in o.needs().items()}
     for name, found in states.items():
         needed = needs.get(model[name], found)
@@ -108,9 +108,16 @@ def check_state(saved: Mapping[str, Any], model: Mapping[str, Any], owner: Mappi
 
 
 def named(params: Any) -> dict[str, Any]:
-    """{name: parameter}, without what wrappers (DDP, torch.compile, activation checkpoints) put into a name."""
+    """{name: parameter}, without what wrappers (DDP, torch.compile, activation checkpoints) put into a name.
+
+    Raises ValueError for a name that would be read as another parameter's state.
+    """
     pairs = params.named_parameters() if hasattr(params, "named_parameters") else dict(params).items()
-    return {WRAPPER.sub("", name): p for name, p in pairs}
+    found = {WRAPPER.sub("", name): p for name, p in pairs}
+    for name in found:
+        if parameter_of(name, {}) != name and parameter_of(name, {}) in found:
+            raise ValueError(f"the parameter {name} has the name of the state of {parameter_of(name, {})}: rename it")
+    return found
 
 
 def owners(optimizers: Any) -> dict[Tensor, Any]:
@@ -119,6 +126,7 @@ def owners(optimizers: Any) -> dict[Tensor, Any]:
     return {p: o for o in several for group in o.param_groups for p in group["params"]}
 
 
-def parameter_of(full: str) -> str:
-    """The name of the parameter that a saved array belongs to."""
-    return full.split(".", 2)[2] if full.startswith("optimizer.") else full
+def parameter_of(full: str, model: Collection[str]) -> str:
+    """The name of the parameter that a saved array belongs to: its own, where the model has one of that name."""
+    parts = full.split(".", 2)
+    return parts[2] if full not in model and parts[0] == "optimizer" and len(parts) == 3 else full

@@ -49,9 +49,9 @@ def load_sharded(folder: Path | str, params: Any, optimizers: Any) -> dict[str, 
     check_state({name: tuple(size) for name, (size, _) in saved.items()}, model, owner)
     arrays: dict[str, Any] = {}
     for full, (size, dtype) in saved.items():
-        p = model[parameter_of(full)]
+        p = model[parameter_of(full, model)]
         place = owner[p].place(p) if hasattr(owner.get(p), "place") else None
-        if size != p.shape or full.startswith("optimizer.step."):
+        if size != p.shape or (full not in model and full.startswith("optimizer.step.")):
             arrays[full] = torch.zeros(size, dtype=dtype)
         else:
             arrays[full] = zeros(p, dtype, None if full in model else place)
