@@ -1,7 +1,9 @@
 """Zeta for torch on CPU, CUDA and MPS: a `torch.optim.Optimizer` for all of a model's parameters."""
 
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from math import sqrt
 from typing import Any, Literal
 
@@ -16,7 +18,7 @@ from zeta.stages import Keeps
 from zeta.steps import Steps, chosen
 
 from .torch_distributed import Ranks
-from .torch_groups import check_gradients, check_group, group_routes, param_groups
+from .torch_groups import check_gradients, check_group, check_values, group_routes, param_groups
 from .torch_newton_schulz import largest, matrix_norm, newton_schulz, newton_schulz_, stack, unstack
 from .torch_places import Place, gradient, mine
 from .torch_portable import load_named_state, named_state
@@ -61,7 +63,7 @@ class Zeta(torch.optim.Optimizer):
     Over ranks each matrix is orthogonalised by one of them. DTensors (FSDP2, tensor parallel) tell all; DDP needs
     `process_group`, the ranks that hold the same parameters. `shard_state` leaves each rank the state of a part: rank
     0's `state_dict()` is not the whole then, `save_sharded` is. `comm_dtype` rounds what travels. All ranks must have
-    gradients of the same parameters: zeros, where an expert saw no token.
+    gradients of the same parameters (zeros, where an expert saw no token), or the step raises RuntimeError.
     """
 
     @property
@@ -94,23 +96,44 @@ class Zeta(torch.optim.Optimizer):
         super().__init__(params, defaults | {"version": VERSION})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if "ns_steps" in param_group:
+            coefficients = param_group.get("coefficients", self.defaults["coefficients"])
+            param_group = param_group | {"coefficients": chosen(coefficients, param_group["ns_steps"])}
+            del param_group["ns_steps"]
         check_group(self.defaults | param_group, known=set(self.defaults))
-        super().add_param_group(param_group)
-        last = self.param_groups[-1]
-        if isinstance(last["lr"], Tensor):
-            last["lr"] = last["lr"].clone()  # shared, a scheduler that multiplies in place would do so once a group
+        before = len(self.param_groups)
         try:
-            last["routes"] = group_routes(last)
-        except ValueError:
-            self.param_groups.pop()  # as it was before
+            super().add_param_group(param_group)
+            self._complete(self.param_groups[-1])
+        except BaseException:  # a warning that is made an error, too
+            del self.param_groups[before:]
             raise
-        if "param_names" not in last and last["treatment"] is None and any(p.ndim > 1 for p in last["params"]):
-            shapes = sorted({tuple(p.shape) for p in last["params"] if p.ndim > 1})
+
+    def _complete(self, group: dict[str, Any]) -> None:
+        """Gives a new group what the optimizer needs. Raises ValueError where it cannot take the group."""
+        self._check(group)
+        if isinstance(group["lr"], Tensor):
+            group["lr"] = group["lr"].clone()  # shared, a scheduler that multiplies in place would do so once a group
+        group["routes"] = group_routes(group)
+        if "param_names" not in group and group["treatment"] is None and any(p.ndim > 1 for p in group["params"]):
+            shapes = sorted({tuple(p.shape) for p in group["params"] if p.ndim > 1})
             warnings.warn(
                 f"parameters of shapes {shapes} have no names: embeddings and output heads cannot be told from other "
                 "matrices, so all go to Zeta; pass zeta.backends.torch.param_groups(model) or named_parameters()",
-                stacklevel=3,
+                stacklevel=5,
             )
+
+    def _check(self, group: dict[str, Any]) -> None:
+        """Raises ValueError for values out of range: of a new group, and of what was written into it since."""
+        check_values(group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._ranks.shard and any(self._ranks.parted(p) for group in self.param_groups for p in group["params"]):
+            raise TypeError(
+                "shard_state=True leaves each rank the state of a part, so that a copy could not step alone: "
+                "copy through save_sharded and load_sharded"
+            )
+        return super().__getstate__()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -134,6 +157,10 @@ class Zeta(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         check_gradients(self.param_groups)
+        if not torch.compiler.is_compiling():  # which could not trace them
+            for group in self.param_groups:
+                self._check(group)
+        self._ranks.agree(p for group in self.param_groups for p in group["params"])
         for group in self.param_groups:
             with_routes = zip(group["params"], group["routes"], strict=True)
             routes = {p: Route(*r) for p, r in with_routes if p.grad is not None}
@@ -167,8 +194,7 @@ class Zeta(torch.optim.Optimizer):
         moved = (largest(g) != 0).to(g.dtype)
         x = self._whiten(g, pieces, views, group)
         u = newton_schulz_(x, group["coefficients"], group["ns_dtype"])
-        scale = lr * 0.2 * sqrt(u[0].numel()) * moved / (matrix_norm(u) + eps)
-        u = torch.mul(u, scale, out=x)  # x is free by now, and contiguous, as u is not where it is tall
+        u *= lr * moved * self._scale(u, eps)
 
         params = [piece(p, routes[p], i) for p, i in batch]  # views: what is written to them is written to p
         narrow = params[0].dtype != u.dtype
@@ -189,6 +215,10 @@ class Zeta(torch.optim.Optimizer):
         x /= stack(v, views).sqrt_().add_(group["eps"])
         return x
 
+    def _scale(self, u: Tensor, eps: float) -> Any:
+        """What brings the updates u (count, rows, cols) to an RMS of 0.2."""
+        return 0.2 * sqrt(u[0].numel()) / (matrix_norm(u) + eps)
+
     def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """torch's own AdamW, on float32 copies of what is narrower."""
         for narrow in (False, True):
@@ -204,25 +234,46 @@ class Zeta(torch.optim.Optimizer):
             rests = local(self.state[p]["remainder"] for p in some) if narrow else []
             own, grads = local(some), local(map(gradient, some))
             wide = widen(own, rests) if narrow else own
-            grads = widen(grads) if narrow else grads
-            names: dict[str, Any] = {name: group[name] for name in ("lr", "eps", "weight_decay", "maximize")}
-            b1, b2 = group["betas"]
-            traced = torch.compiler.is_compiling()  # torch.compile, torch 2.13, does not trace into the fused form
-            names |= dict(fused=not traced, foreach=traced, capturable=traced, amsgrad=False)
-            adamw(wide, grads, m, v, [], steps, beta1=b1, beta2=b2, **names)
+            grads = widen(grads) if narrow else [g.to(w.dtype) for g, w in zip(grads, wide, strict=True)]
+            _contiguous_adamw(wide, grads, m, v, steps, group)
             if narrow:
                 round_back(own, rests, wide)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues from what `state_dict()` gave: float32 moments stay float32, nothing is shared with the argument.
 
-        Raises ValueError for state of other shapes, of another optimizer or version, and changes nothing then.
+        Raises ValueError for state of other shapes, of another optimizer or version, and changes nothing then. Hooks
+        are called as torch.optim.Optimizer does, whose own form, torch 2.13, rounds moments to the parameter's dtype.
         """
-        check_state(self.param_groups, state_dict, self.keeps)
-        super().load_state_dict(state_dict)
-        for group in self.param_groups:
-            group |= {key: plain(group[key]) for key in ("routes", "betas", "coefficients")}
-        load_values(self.state, self.param_groups, state_dict)
+        state_dict = state_dict.copy()
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = before(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        check_state(self.param_groups, state_dict, self.keeps, self.place)
+        state = defaultdict(dict, load_values(self.param_groups, state_dict, self.place))
+        groups = []
+        for group, saved in zip(self.param_groups, deepcopy(state_dict["param_groups"]), strict=True):
+            own = {key: group[key] for key in ("params", "routes")}
+            tuples = {key: plain(saved[key]) for key in ("betas", "coefficients")}
+            groups.append({key: group[key] for key in ("param_names",) if key in group} | saved | own | tuples)
+        self.__setstate__({"state": state, "param_groups": groups})
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+
+def _contiguous_adamw(
+    params: list[Tensor], grads: list[Tensor], m: list[Tensor], v: list[Tensor], steps: list[Tensor], group: Any
+) -> None:
+    """torch's AdamW, in place, on contiguous copies of what is not so: the fused form, torch 2.13, ignores strides."""
+    names: dict[str, Any] = {name: group[name] for name in ("lr", "eps", "weight_decay", "maximize")}
+    b1, b2 = group["betas"]
+    traced = torch.compiler.is_compiling()  # torch.compile, torch 2.13, does not trace into the fused form
+    names |= dict(fused=not traced, foreach=traced, capturable=traced, amsgrad=False)
+    w, g, a, b = ([t.contiguous() for t in tensors] for tensors in (params, grads, m, v))
+    adamw(w, g, a, b, [], steps, beta1=b1, beta2=b2, **names)
+    for t, straight in zip([*params, *m, *v], [*w, *a, *b], strict=True):
+        if straight is not t:
+            t.copy_(straight)
 
 
 from .torch_family import (  # noqa: E402 (which subclasses Zeta)

@@ -9,16 +9,22 @@ from math import sqrt
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from zeta.layout import BATCH_ENTRIES, Route, batches, piece
 from zeta.sharing import Unit, across, part, plan, receivers, senders, size, whole
 
+from .torch_groups import check_dtype
 from .torch_newton_schulz import matrix_norm, newton_schulz_, stack, unstack
 from .torch_places import Place, find_place, gradient, mine
 from .torch_state import round_back, widen
 from .torch_wire import Way, exchange, staggered, take, wait
 
+DISAGREE = (
+    "the ranks have gradients of different parameters: give zeros to those that have none (an expert without a token), "
+    "or freeze the parameter on all of them"
+)
 PLANS = 64  # kept for as many sets of parameters that have gradients together
 
 
@@ -42,8 +48,7 @@ class Ranks:
     def __init__(self, group: Any = None, shard: bool = False, comm_dtype: torch.dtype | None = None) -> None:
         if shard and group is None:
             raise ValueError("shard_state=True shares the state out over a process_group: give it, or leave it out")
-        if comm_dtype is not None and not comm_dtype.is_floating_point:
-            raise ValueError(f"comm_dtype is {comm_dtype}, but must be a floating-point dtype")
+        check_dtype("comm_dtype", comm_dtype)
         self.group, self.shard, self.comm_dtype = group, shard, comm_dtype
         self._places: dict[Tensor, Place | None] = {}
         self._plans: dict[Any, list[list[Task]]] = {}
@@ -52,6 +57,29 @@ class Ranks:
         if p not in self._places:
             self._places[p] = find_place(p, self.group, self.shard)
         return self._places[p]
+
+    def parted(self, p: Tensor) -> bool:
+        """Whether the ranks keep the state of parts of p, which they all have whole."""
+        place = self.place(p)
+        return place is not None and not hasattr(p, "device_mesh") and place.parted()
+
+    def agree(self, params: Iterable[Tensor]) -> None:
+        """Raises RuntimeError, on all ranks, where some have gradients of other parameters than the others have.
+
+        Each rank tells one number a step. On a GPU it is compared there and no host waits: the error comes a little
+        later, as an assertion that failed on the device.
+        """
+        told: dict[Any, list[Tensor]] = {}
+        for p in params:
+            place = self.place(p)
+            if place is not None:
+                told.setdefault(place.group, []).append(p)
+        for group, some in told.items():
+            number = hash(tuple(p.grad is not None for p in some)) >> 1  # of truth values: the same in every process
+            most = torch.full((2,), number, device=some[0].device)
+            most[1].neg_()
+            dist.all_reduce(most, dist.ReduceOp.MAX, group)
+            torch._assert_async(most.sum() == 0, DISAGREE)
 
     def step(self, states: Any, options: dict[str, Any], routes: dict[Tensor, Route]) -> None:
         """One step of matrices that several ranks hold. All ranks must come here with the same parameters."""
@@ -73,8 +101,7 @@ class Ranks:
         """Makes parameters whole again, of which each rank has moved a part."""
         parts: dict[Any, list[list[Tensor]]] = {}
         for p in params if self.shard else ():
-            place = self.place(p)
-            if place is not None and not hasattr(p, "device_mesh") and place.parted():
+            if self.parted(p):
                 lists = parts.setdefault((p.dtype, p.device), [[]])
                 if lists[-1] and sum(q.numel() for q in lists[-1]) + p.numel() > BATCH_ENTRIES:
                     lists.append([])

@@ -4,6 +4,7 @@ Arguments, routing, AdamW for the rest, saved state and half-precision parameter
 rule's to say. Sharded parameters are refused.
 """
 
+from math import sqrt
 from typing import Any
 
 import torch
@@ -23,38 +24,34 @@ _DEFAULT = Hyper()
 
 
 class Family(Zeta):
-    """What the classes below have in common. `settings` are options of a group that only this rule has."""
+    """What the classes below have in common."""
 
     rule: Rule
+    _settings: dict[str, Any]  # options of a group that only this rule has
 
     @property
     def keeps(self) -> Keeps:
         return self.rule.keeps
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float | Tensor = _DEFAULT.lr,
-        *args: Any,
-        settings: dict[str, Any] | None = None,
-        **options: Any,
-    ) -> None:
-        self._settings = {"rule": type(self).__name__, **(settings or {})}
-        super().__init__(params, lr, *args, **options)
 
     def rule_of(self, group: dict[str, Any]) -> Rule:
         """The rule with this group's settings."""
         return self.rule
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        self.defaults |= getattr(self, "_settings", {})  # a copy of an optimizer has them in its defaults already
-        self.rule_of(self.defaults | param_group)  # raises for settings out of range
+        of = next(base.__name__ for base in type(self).__mro__ if "rule" in vars(base))  # not a user's subclass of it
+        self.defaults |= {"rule": of, **getattr(self, "_settings", {})}  # which a copy has in its defaults already
         super().add_param_group(param_group)
-        if any(self._ranks.place(p) is not None for p in self.param_groups[-1]["params"]):
-            self.param_groups.pop()
+
+    def _complete(self, group: dict[str, Any]) -> None:
+        if any(self._ranks.place(p) is not None for p in group["params"]):
             raise ValueError(
                 f"{type(self).__name__} takes no parameters that several ranks share: take Zeta, or no process_group"
             )
+        super()._complete(group)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        super()._check(group)
+        self.rule_of(group)  # raises for settings out of range
 
     def _zeta(self, group: dict[str, Any], batch: Batch, routes: dict[Tensor, Route]) -> None:
         """The rule's `update` for matrices of one shape, in place."""
@@ -128,6 +125,9 @@ class Eta(Family):
         x *= cols / norm.masked_fill_(norm == 0, 1)
         return x
 
+    def _scale(self, u: Tensor, eps: float) -> Any:
+        return 0.2 * sqrt(max(u.shape[-2:]))
+
 
 class OLion(Family):
     """OLion (arXiv 2602.01105): see `zeta.family.olion`."""
@@ -153,9 +153,18 @@ class Schattor(Family):
     rule = preconditioned.schattor()
 
     def __init__(
-        self, params: Any, lr: float | Tensor = _DEFAULT.lr, *args: Any, p: float = 4.0, **options: Any
+        self,
+        params: Any,
+        lr: float | Tensor = _DEFAULT.lr,
+        betas: tuple[float, float] = _DEFAULT.betas,
+        eps: float = _DEFAULT.eps,
+        weight_decay: float = _DEFAULT.weight_decay,
+        *,
+        p: float = 4.0,
+        **options: Any,
     ) -> None:
-        super().__init__(params, lr, *args, settings={"p": p}, **options)
+        self._settings = {"p": p}
+        super().__init__(params, lr, betas, eps, weight_decay, **options)
 
     def rule_of(self, group: dict[str, Any]) -> Rule:
         return preconditioned.schattor(group["p"])
@@ -170,12 +179,16 @@ class AdaGO(Family):
         self,
         params: Any,
         lr: float | Tensor = _DEFAULT.lr,
-        *args: Any,
+        betas: tuple[float, float] = _DEFAULT.betas,
+        eps: float = _DEFAULT.eps,
+        weight_decay: float = _DEFAULT.weight_decay,
+        *,
         gamma: float = 1.0,
         floor: float = 0.01,
         **options: Any,
     ) -> None:
-        super().__init__(params, lr, *args, settings={"gamma": gamma, "floor": floor}, **options)
+        self._settings = {"gamma": gamma, "floor": floor}
+        super().__init__(params, lr, betas, eps, weight_decay, **options)
 
     def rule_of(self, group: dict[str, Any]) -> Rule:
         return family.adago(group["gamma"], group["floor"])
@@ -187,9 +200,18 @@ class Dion2(Family):
     rule = family.dion2()
 
     def __init__(
-        self, params: Any, lr: float | Tensor = _DEFAULT.lr, *args: Any, fraction: float = 0.25, **options: Any
+        self,
+        params: Any,
+        lr: float | Tensor = _DEFAULT.lr,
+        betas: tuple[float, float] = _DEFAULT.betas,
+        eps: float = _DEFAULT.eps,
+        weight_decay: float = _DEFAULT.weight_decay,
+        *,
+        fraction: float = 0.25,
+        **options: Any,
     ) -> None:
-        super().__init__(params, lr, *args, settings={"fraction": fraction}, **options)
+        self._settings = {"fraction": fraction}
+        super().__init__(params, lr, betas, eps, weight_decay, **options)
 
     def rule_of(self, group: dict[str, Any]) -> Rule:
         return family.dion2(group["fraction"])

@@ -1,17 +1,20 @@
 """Which of a torch model's parameters goes where: `param_groups`, and what a group of `Zeta` may hold."""
 
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from zeta.core import Hyper
 from zeta.layout import Route, check
 from zeta.routing import overruled, route, warn_of_doubts
-from zeta.steps import steps_for
+from zeta.steps import check as check_steps
 from zeta.tree import Overrides, routes
 
 # What torch's schedulers write into a group, and names that people give them.
 FOREIGN = {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "name"}
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of parameters, products and messages
 
 
 def param_groups(
@@ -20,8 +23,10 @@ def param_groups(
     """The groups for `Zeta(param_groups(model), lr=...)`: the model's matrices, then all that goes to AdamW.
 
     `overrides` and `per_head` are those of `zeta.routes`, and so are the errors and the warning. `options` (lr, betas,
-    eps, weight_decay, ...) go into both groups; change one group's for it alone.
+    eps, weight_decay, ...) go into both groups; change one group's for it alone. Raises TypeError for
+    complex parameters, ValueError for FSDP1's.
     """
+    check_parameters(model.named_parameters())
     found = routes(model, overrides, per_head=per_head)
     groups = []
     for treatment in ("zeta", "adamw"):
@@ -33,23 +38,51 @@ def param_groups(
 
 
 def check_group(group: dict[str, Any], known: set[str]) -> None:
-    """Raises ValueError for unknown options and for values out of range."""
+    """Raises ValueError for unknown options."""
     unknown = sorted(set(group) - known - {"params", "param_names", "routes"} - FOREIGN)
     if unknown:
         raise ValueError(f"unknown options {unknown} in a parameter group: known are {sorted(known)}")
     if group["treatment"] not in (None, "zeta", "adamw"):
         raise ValueError(f'treatment is {group["treatment"]!r}, but must be "zeta", "adamw" or None')
+
+
+def check_values(group: dict[str, Any]) -> None:
+    """Raises ValueError for values out of range. Nothing is read from a GPU."""
     Hyper(**{name: group[name] for name in ("lr", "betas", "eps", "weight_decay")})
-    steps_for(group["coefficients"], 1, 1)  # checks the word
+    check_steps(group["coefficients"])
+    check_dtype("ns_dtype", group["ns_dtype"])
+
+
+def check_dtype(name: str, dtype: Any) -> None:
+    """Raises ValueError for anything but None and torch's floating-point types of 16 bits and more."""
+    if dtype is not None and dtype not in FLOATS:
+        raise ValueError(f"{name} is {dtype!r}, but must be None or one of {', '.join(map(str, FLOATS))}")
+
+
+def check_parameters(named: Iterable[tuple[str, Tensor]]) -> None:
+    """Raises TypeError for parameters that are to be trained and not real, ValueError for FSDP1's."""
+    for name, p in named:
+        if p.requires_grad and p.dtype not in FLOATS:
+            types = f"{p.dtype}, but Zeta steps {', '.join(map(str, FLOATS))}"
+            raise TypeError(f"the parameter {name} is {types}: store it as one of those, or freeze it")
+        if getattr(p, "_fsdp_flattened", False):
+            raise ValueError(
+                f"the parameter {name} is part of a flat one of FullyShardedDataParallel, which shows no matrices: "
+                "shard the model with torch.distributed.fsdp.fully_shard (FSDP2) instead"
+            )
 
 
 def group_routes(group: dict[str, Any]) -> list[tuple[Any, ...]]:
     """The route of every parameter of the group, as a plain tuple: given, or from name, shape and treatment."""
     params: list[Tensor] = group["params"]
+    names = group.get("param_names") or [""] * len(params)
+    check_parameters(zip(names, params, strict=True))
     if "routes" in group:
+        if len(group["routes"]) != len(params):
+            counts = f"{len(group['routes'])} routes were given for {len(params)} parameters"
+            raise ValueError(f"{counts}: give one for each")
         given = [check(Route(*r), tuple(p.shape)) for r, p in zip(group["routes"], params, strict=True)]
         return [tuple(r) for r in given]
-    names = group.get("param_names") or [""] * len(params)
     found = [route(name, tuple(p.shape)) for name, p in zip(names, params, strict=True)]
     if group["treatment"] is not None:
         found = [overruled(r, group["treatment"], tuple(p.shape)) for r, p in zip(found, params, strict=True)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zeta import forms
-from zeta.core import COEFFICIENTS
+from zeta.core import COEFFICIENTS, check_matrix
 from zeta.steps import Steps
 
 BLOCK = 256  # rows of a block of a symmetric product; smaller blocks cost more in launches than they save
@@ -28,6 +28,7 @@ def newton_schulz(x: Tensor, coefficients: Steps = COEFFICIENTS["jordan"], dtype
     Relative error against float64, on Gaussian and on rank-4 input: float32 4e-6 and 7e-5, float16 2e-3 and 7e-2,
     bfloat16 2e-2 and 6e-1 (5 `jordan` steps multiply the rounding of the smallest directions by 485).
     """
+    check_matrix(x)
     return newton_schulz_(x.clone(memory_format=torch.contiguous_format), coefficients, dtype)
 
 

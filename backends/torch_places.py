@@ -64,6 +64,26 @@ def _of_dtensor(p: Any) -> Place | None:
     return here
 
 
+def check_placement(value: Any, p: Any, place: Place | None) -> None:
+    """Raises ValueError where saved state, a DTensor, lies over the ranks otherwise than p's state is to."""
+    if not hasattr(value, "device_mesh"):
+        return
+    sharded = hasattr(p, "device_mesh") or (place is not None and place.parted())
+    placements = p.placements if hasattr(p, "device_mesh") else (_shard_rows(),)
+    if not sharded or value.placements != placements or value.to_local().shape != mine(p, place).shape:
+        wish = f"placed as {placements}" if sharded else "whole on each rank"
+        raise ValueError(
+            f"state of shape {tuple(value.shape)} is placed as {value.placements} on {value.device_mesh}, but this "
+            f"optimizer keeps it {wish}: bring it over with save_sharded and load_sharded"
+        )
+
+
+def _shard_rows() -> Any:
+    from torch.distributed.tensor import Shard
+
+    return Shard(0)
+
+
 def mine(t: Any, place: Place | None) -> Tensor:
     """The part of a parameter, its gradient or its state that this rank steps: a view."""
     if hasattr(t, "to_local"):
@@ -99,10 +119,10 @@ def placed(value: Tensor, p: Any, place: Place | None) -> Tensor:
 
 
 def _of_parts(here: Tensor, p: Tensor, place: Place) -> Tensor:
-    from torch.distributed.tensor import DTensor, Shard
+    from torch.distributed.tensor import DTensor
 
     mesh = _mesh(place.group, p.device.type)
-    return DTensor.from_local(here, mesh, [Shard(0)], run_check=False, shape=p.shape, stride=p.stride())
+    return DTensor.from_local(here, mesh, [_shard_rows()], run_check=False, shape=p.shape, stride=p.stride())
 
 
 @cache

@@ -7,7 +7,7 @@ is the same on every library, needs no random state to resume, and over float32 
 and notices when somebody else writes the weight.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,8 +17,9 @@ from zeta.layout import Route
 from zeta.stages import Keeps
 from zeta.storage import stored
 
-from .torch_places import Place, zeros
+from .torch_places import Place, check_placement, mine, placed, zeros
 
+Places = Callable[[Tensor], Place | None]
 VERSION = 1  # of the state's form
 
 
@@ -30,10 +31,14 @@ def wanted(p: Tensor, route: Route, keeps: Keeps) -> dict[str, tuple[int, ...]]:
 
 
 def prepare(state: dict[str, Tensor], p: Tensor, route: Route, keeps: Keeps, place: Place | None = None) -> None:
-    """Zeros for whatever the parameter lacks; what it has is moved to its device."""
+    """Zeros for whatever the parameter lacks; what it has follows it to another device or dtype."""
     wide = torch.promote_types(p.dtype, torch.float32)
-    if any(value.device != p.device for value in state.values()):
-        state.update({name: value.to(p.device) for name, value in state.items()})
+    for name, value in state.items():
+        dtype = value.dtype if name in ("step", "remainder") else wide
+        if value.device != p.device or value.dtype != dtype:
+            state[name] = value.to(p.device, dtype)
+    if "remainder" in state and state["remainder"].dtype != p.dtype:  # of a parameter that was narrower before
+        mine(p, place).add_(mine(state.pop("remainder"), place).to(p.dtype))
     for name, shape in wanted(p, route, keeps).items():
         if name in state:
             continue
@@ -41,9 +46,7 @@ def prepare(state: dict[str, Tensor], p: Tensor, route: Route, keeps: Keeps, pla
             state[name] = zeros(p, wide, place)
         else:
             state[name] = torch.zeros(shape, dtype=torch.float32 if name == "step" else wide, device=p.device)
-    if p.dtype == wide:
-        state.pop("remainder", None)  # of a parameter that was narrower before
-    elif "remainder" not in state or state["remainder"].dtype != p.dtype:
+    if p.dtype != wide and "remainder" not in state:
         state["remainder"] = zeros(p, p.dtype, place)
 
 
@@ -63,7 +66,7 @@ def round_back(params: list[Tensor], remainders: list[Tensor], wide: list[Tensor
     torch._foreach_copy_(remainders, wide)
 
 
-def check_state(groups: list[dict[str, Any]], state_dict: dict[str, Any], keeps: Keeps) -> None:
+def check_state(groups: list[dict[str, Any]], state_dict: dict[str, Any], keeps: Keeps, place: Places) -> None:
     """Raises ValueError where the state is another optimizer's, of another version, or of other parameters."""
     for group in state_dict["param_groups"]:
         if "version" not in group or "routes" not in group:
@@ -76,18 +79,24 @@ def check_state(groups: list[dict[str, Any]], state_dict: dict[str, Any], keeps:
             raise ValueError(
                 f"a parameter of shape {tuple(p.shape)} needs {sorted(shapes)}, but the state {sorted(saved)}"
             )
-        for name, shape in shapes.items():
+        for name, shape in (shapes | {"remainder": tuple(p.shape)} if "remainder" in saved else shapes).items():
             if tuple(saved[name].shape) != shape:
                 raise ValueError(
                     f"the state's {name} has shape {tuple(saved[name].shape)}, but a parameter of shape "
                     f"{tuple(p.shape)} needs {shape}: it belongs to another model"
                 )
+            check_placement(saved[name], p, place(p))
     for group, saved in zip(groups, state_dict["param_groups"], strict=False):
         if saved.get("rule") != group.get("rule"):
             rules = f"{saved.get('rule', 'Zeta')}, this optimizer {group.get('rule', 'Zeta')}"
             raise ValueError(f"the state's matrices moved by {rules}: start anew")
-        if plain(saved["routes"]) != plain(group["routes"]):
+        if [_form(r) for r in saved["routes"]] != [_form(r) for r in group["routes"]]:
             raise ValueError("the state is of other matrices: build the optimizer with the routes it was saved with")
+
+
+def _form(route: Any) -> Route:
+    """A route without its texts."""
+    return Route(*plain(route))._replace(reason="", doubt="")
 
 
 def plain(value: Any) -> Any:
@@ -95,13 +104,20 @@ def plain(value: Any) -> Any:
     return tuple(() if v is None else plain(v) for v in value) if isinstance(value, list | tuple) else value
 
 
-def load_values(state: dict[Any, Any], groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> None:
-    """The saved values in their own precision: torch 2.13 casts them to that of the parameter, and may share them."""
+def load_values(
+    groups: list[dict[str, Any]], state_dict: dict[str, Any], place: Places
+) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+    """(parameter, copies of its saved values), moments float32 or better, and of whole ones each rank's own part."""
     for p, saved, _ in _pairs(groups, state_dict):
-        wide = torch.promote_types(p.dtype, torch.float32)
+        wide, found = torch.promote_types(p.dtype, torch.float32), {}
         for name, value in saved.items():
             dtype = value.dtype if name in ("step", "remainder") else wide
-            state[p][name] = value.to(device=p.device, dtype=dtype, copy=True)
+            value = value.detach().to(device=p.device, dtype=dtype, copy=True)
+            entire = name != "step" and value.shape == p.shape and not hasattr(value, "device_mesh")
+            found[name] = placed(value, p, place(p)) if entire else value
+        yield p, found
+    known = {index for group in state_dict["param_groups"] for index in group["params"]}
+    yield from ((key, value) for key, value in state_dict["state"].items() if key not in known)
 
 
 def _pairs(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> Iterator[tuple[Tensor, dict[str, Tensor], Any]]:

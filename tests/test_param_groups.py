@@ -124,6 +124,17 @@ def test_options_go_into_both_groups_and_each_may_be_changed():
     ]
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("make", [param_groups, lambda model: Zeta(model.named_parameters())])
+def test_parameters_that_could_not_be_stepped_are_named(make, dtype):
+    model = named(up=nn.Linear(4, 4))
+    model["up"].phase = nn.Parameter(torch.ones(4, 4).to(dtype))
+    with pytest.raises(TypeError, match=rf"up\.phase is {dtype}, but Zeta steps torch\.float16, .*freeze it"):
+        make(model)
+    model["up"].phase.requires_grad_(False)
+    make(model)
+
+
 @pytest.mark.parametrize("wrapper", ["_orig_mod", "module", "_fsdp_wrapped_module"])
 def test_compiled_and_wrapped_models_are_the_same_models(wrapper):
     model = named(classifier=nn.Linear(4, 4), up=nn.Linear(4, 4))

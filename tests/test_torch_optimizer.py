@@ -1,6 +1,7 @@
 """torch's `Zeta` where torch.optim.AdamW could stand: schedulers, saved state, scalers, hooks, compiled steps."""
 
 import copy
+import inspect
 import io
 import pickle
 import subprocess
@@ -10,7 +11,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from zeta.backends.torch import Zeta, param_groups  # noqa: E402
+from zeta.backends import torch as backend  # noqa: E402
+from zeta.backends.torch import Zeta, load_named_state, named_state, newton_schulz, param_groups  # noqa: E402
+from zeta.layout import Route  # noqa: E402
 
 schedulers = torch.optim.lr_scheduler
 SCHEDULERS = {
@@ -83,6 +86,50 @@ def test_one_group_of_two_dtypes_moves_both():
     optimizer.step()
     assert torch.equal(wide.bfloat16(), narrow) and wide[0] < 1
     assert len(optimizer.state) == 2
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "transposed": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "channels last": lambda x: x.to(memory_format=torch.channels_last),
+    "a view": lambda x: torch.cat([x, torch.full_like(x, 7.0)], -1)[..., : x.shape[-1]],
+    "one number": lambda x: x.flatten()[:1].expand(x.shape),
+}
+
+
+@pytest.mark.parametrize("gradient", LAYOUTS)
+@pytest.mark.parametrize("parameter", [name for name in LAYOUTS if name != "one number"])
+@pytest.mark.parametrize("treatment", ["adamw", "zeta"])
+def test_layouts_in_memory_change_no_step(treatment, parameter, gradient):
+    """torch's fused AdamW takes all for contiguous, and would write beside a view."""
+    torch.manual_seed(0)
+    start, grads = torch.randn(6, 4, 2, 3), torch.randn(3, 6, 4, 2, 3)
+    runs = []
+    for own, layout in ((LAYOUTS[parameter], LAYOUTS[gradient]), (torch.clone, torch.clone)):
+        p = torch.nn.Parameter(own(start.clone()))
+        optimizer = Zeta([{"params": [("a.weight", p)], "treatment": treatment}], lr=0.1)
+        for t, g in enumerate(grads):
+            p.grad = layout(LAYOUTS[gradient](g).clone() if layout is torch.clone else g)
+            if t == 2:  # as they are after another process loaded and moved them
+                optimizer.state[p]["exp_avg_sq"] = own(optimizer.state[p]["exp_avg_sq"])
+            optimizer.step()
+        runs.append(p)
+    torch.testing.assert_close(*runs, rtol=1e-4, atol=1e-5)
+    if parameter == "a view":
+        assert (runs[0].detach().as_strided((6, 4, 2, 6), (48, 12, 6, 1))[..., 3:] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("treatment", ["adamw", "zeta"])
+def test_gradients_of_another_dtype_are_taken(treatment, dtype):
+    runs = []
+    for kind in (torch.float32, dtype):
+        p, q = (torch.nn.Parameter(torch.ones(4, 4)) for _ in range(2))
+        p.grad_dtype = None
+        p.grad, q.grad = torch.eye(4, dtype=kind), torch.eye(4)
+        Zeta([{"params": [("a.weight", p), ("b.weight", q)], "treatment": treatment}], lr=0.1).step()
+        runs.append(p)
+    assert torch.equal(*runs) and not torch.equal(runs[0], torch.ones(4, 4))
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -177,12 +224,45 @@ def test_foreign_state_is_refused_and_the_optimizer_left_alone(make, message):
     assert same(model, twin)
 
 
-def test_a_model_that_changes_dtype_and_back_goes_on():
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("kind", ["Zeta", "Eta", "SOAP"])
+def test_a_model_that_changes_dtype_and_back_goes_on(kind, saved):
     model = Model()
-    optimizer = Zeta(param_groups(model), lr=0.01)
-    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float32):
-        train(model.to(dtype), optimizer, 2)
+    optimizer = getattr(backend, kind)(param_groups(model), lr=0.01)
+    dtypes = torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float16, torch.float32, torch.float64
+    for dtype in dtypes:
+        model = model.to(dtype)
+        if saved:
+            state = optimizer.state_dict()
+            optimizer = getattr(backend, kind)(param_groups(model), lr=0.01)
+            optimizer.load_state_dict(state)
+        train(model, optimizer, 2)
         assert all(torch.isfinite(p).all() and p.dtype == dtype for p in model.parameters())
+        found = {v.dtype for s in optimizer.state.values() for k, v in s.items() if k not in ("step", "remainder")}
+        assert found == {torch.promote_types(dtype, torch.float32)}
+        assert all(("remainder" in s) == (dtype.itemsize == 2) for s in optimizer.state.values())
+
+
+@pytest.mark.parametrize("how", ["to", "load_state_dict", "load_named_state"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_rounding_took_off_joins_a_parameter_that_has_room_for_it(how, dtype):
+    model = Model().bfloat16()
+    optimizer = Zeta(param_groups(model), lr=1e-4)
+    train(model, optimizer, 3)
+    exact = [p.to(dtype) + optimizer.state[p]["remainder"].to(dtype) for p in model.parameters()]
+    if how == "to":
+        wide, other = model.to(dtype), optimizer
+    else:
+        wide = copy.deepcopy(model).to(dtype)
+        other = Zeta(param_groups(wide))
+        if how == "load_state_dict":
+            other.load_state_dict(optimizer.state_dict())
+        else:
+            load_named_state(wide, other, named_state(model, optimizer))
+    for group in other.param_groups:
+        group["lr"] = 0.0
+    train(wide, other, 1)
+    assert all(torch.equal(p, w) for p, w in zip(wide.parameters(), exact, strict=True))
 
 
 def test_grad_scaler_skips_what_overflowed_and_else_changes_nothing():
@@ -216,6 +296,121 @@ def test_hooks_are_called():
     assert calls == ["before", "after", "loaded"]
 
 
+def test_hooks_may_change_the_state_before_and_after_it_is_loaded():
+    model, twin = Model(), Model()
+    optimizer, other = trained(model), Zeta(param_groups(twin))
+
+    def doubled(_, state):
+        return state | {"state": {i: {k: 2 * v for k, v in s.items()} for i, s in state["state"].items()}}
+
+    def stepless(loaded):
+        for s in loaded.state.values():
+            if "step" in s:
+                s["step"].zero_()
+
+    other.register_load_state_dict_pre_hook(doubled)
+    other.register_load_state_dict_post_hook(stepless)
+    other.load_state_dict(optimizer.state_dict())
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(other.state[q]["exp_avg"], 2 * optimizer.state[p]["exp_avg"])
+        assert other.state[q].get("step", 0) == 0
+
+
+def test_state_fits_however_a_route_is_explained():
+    """The reason is a text, and may be told otherwise by the next version; the matrices may not be others."""
+    model, twin = Model(), Model()
+    optimizer, other = trained(model), Zeta(param_groups(twin, {"embed": Route("adamw", (), "mine")}))
+    other.load_state_dict(optimizer.state_dict())
+    reasons = [Route(*r).reason for g in other.param_groups for r in g["routes"]]
+    assert "mine" in reasons and len(other.state) == len(optimizer.state)
+    split = Route("zeta", (1, 20, 8), "mine", (4, 16))
+    with pytest.raises(ValueError, match="other matrices"):
+        Zeta(param_groups(twin, {"gate_up.*weight": split})).load_state_dict(optimizer.state_dict())
+
+
+WRITTEN = {
+    "lr": -1.0,
+    "betas": (0.9, 1.0),
+    "coefficients": ((1.0, 2.0),),
+    "ns_dtype": torch.int8,
+    "eps": 0.0,
+    "weight_decay": float("nan"),
+}
+
+
+@pytest.mark.parametrize("key", WRITTEN)
+def test_values_written_into_a_group_are_refused_before_anything_changes(key):
+    model, twin = Model(), Model()
+    optimizer = trained(model)
+    trained(twin)
+    optimizer.param_groups[-1][key] = WRITTEN[key]
+    kept = copy.deepcopy(optimizer.state_dict()["state"])
+    with pytest.raises(ValueError, match=key):
+        optimizer.step()
+    assert same(model, twin)
+    for index, state in optimizer.state_dict()["state"].items():
+        assert all(torch.equal(value, kept[index][name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("key", ["ns_dtype", "comm_dtype"])
+def test_dtypes_that_nothing_is_multiplied_in_are_refused_at_once(key, dtype):
+    with pytest.raises(ValueError, match=f"{key} is .*, but must be None or one of torch.float16"):
+        Zeta(param_groups(Model()), **{key: dtype})
+
+
+def test_a_groups_own_number_of_steps():
+    model, auto = Model(), param_groups(Model(), ns_steps="auto")
+    assert {g["coefficients"] for g in Zeta(auto).param_groups} == {"auto"}
+    groups = [{"params": list(model.named_parameters()), "ns_steps": 3}]
+    (group,) = Zeta(groups).param_groups
+    assert len(group["coefficients"]) == 3 and "ns_steps" not in group
+    with pytest.raises(ValueError, match="ns_steps is 9"):
+        Zeta(param_groups(model, ns_steps=9))
+
+
+def test_a_vector_is_no_input_of_newton_schulz():
+    with pytest.raises(ValueError, match=r"a matrix .* is needed, got shape \(4,\)"):
+        newton_schulz(torch.ones(4))
+
+
+def test_a_module_called_optimizer_is_saved_like_any_other():
+    def make():
+        torch.manual_seed(0)
+        model = torch.nn.ModuleDict({"optimizer": torch.nn.Linear(4, 4), "step": torch.nn.Linear(4, 4)})
+        model["optimizer"].inner = torch.nn.Linear(4, 4)
+        return model
+
+    model, twin = make(), make()
+    optimizer, other = trained(model), Zeta(param_groups(twin))
+    load_named_state(twin, other, {name: value.clone() for name, value in named_state(model, optimizer).items()})
+    assert same(model, twin)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(optimizer.state[p]["exp_avg"], other.state[q]["exp_avg"])
+
+
+def test_a_parameter_named_like_anothers_state_is_refused():
+    model = torch.nn.ModuleDict({"up": torch.nn.Linear(4, 4)})
+    model["optimizer"] = torch.nn.ModuleDict({"step": torch.nn.ModuleDict({"up": torch.nn.Linear(4, 4)})})
+    with pytest.raises(ValueError, match=r"optimizer\.step\.up\.weight has the name of the state of up\.weight"):
+        named_state(model, trained(model))
+
+
+def test_the_family_shows_its_settings_and_takes_a_subclass_for_what_it_is():
+    for kind in ("Muon", "Dion2", "Schattor", "AdaGO"):
+        names = list(inspect.signature(getattr(backend, kind)).parameters)
+        assert names[:5] == ["params", "lr", "betas", "eps", "weight_decay"]
+
+    class Mine(backend.Muon):
+        pass
+
+    model, twin = Model(), Model()
+    own, other = Mine(param_groups(model)), backend.Muon(param_groups(twin))
+    train(model, own, 1)
+    other.load_state_dict(own.state_dict())
+    assert len(other.state) == len(own.state)
+
+
 def test_parameters_may_be_frozen_and_come_later():
     model = Model()
     model.down.requires_grad_(False)
@@ -232,13 +427,27 @@ def test_parameters_may_be_frozen_and_come_later():
     assert optimizer.param_groups[-1]["lr"] == 0.5
 
 
-def test_a_refused_group_is_not_added():
+@pytest.mark.parametrize(
+    "group, error, message",
+    [
+        ({"routes": [("zeta", (1, 3, 4), "")]}, ValueError, "do not fit"),
+        ({"routes": []}, ValueError, "0 routes were given for 1 parameters"),
+        ({"routes": [("zeta",)]}, TypeError, "arguments"),
+        ({"routes": None}, TypeError, "None"),
+        ({"lr": -1.0}, ValueError, "lr is -1"),
+        ({"momentum": 0.9}, ValueError, "unknown options"),
+        ({"fraction": 3.0}, ValueError, "fraction is 3"),
+        ({"name": "classifier.0.weight"}, UserWarning, "one of several layers"),  # a warning, made an error
+    ],
+)
+def test_a_refused_group_is_not_added(group, error, message):
     model = Model()
-    optimizer = Zeta(param_groups(model), lr=0.01)
-    with pytest.raises(ValueError, match="do not fit"):
-        late = [("x", torch.nn.Parameter(torch.ones(4, 4)))]
-        optimizer.add_param_group({"params": late, "routes": [("zeta", (1, 3, 4), "")]})
+    optimizer = backend.Dion2(param_groups(model), lr=0.01)
+    late = [(group.get("name", "x"), torch.nn.Parameter(torch.ones(4, 4)))]
+    with pytest.raises(error, match=message):
+        optimizer.add_param_group({"params": late, **group})
     assert len(optimizer.param_groups) == 2
+    train(model, optimizer, 1)
 
 
 def test_compiled_step_is_one_graph_equal_to_eager_and_is_not_compiled_again():
