@@ -1,5 +1,6 @@
 """What each rank of test_torch_distributed.py does: ten steps in every arrangement of parameters over ranks."""
 
+import copy
 import faulthandler
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -8,6 +9,7 @@ from typing import Any
 import communication
 import numpy as np
 import torch
+import torch._dynamo  # torch's optimizers import it: once for all ranks, here
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -18,12 +20,12 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from zeta import Route
-from zeta.backends.torch import Zeta, load_sharded, save_sharded
+from zeta.backends.torch import Zeta, load_sharded, param_groups, save_sharded
 
 STEPS = 10
 SHAPES = {
@@ -178,6 +180,60 @@ def full_state_dict() -> dict[str, np.ndarray]:
     return read(model, opt)
 
 
+def from_one_process(shard_state: bool) -> dict[str, np.ndarray]:
+    """Five steps of one process, and five more of ranks that load its whole state."""
+    alone, model = Model(), Model()
+    if not shard_state:
+        del alone.scalar, model.scalar
+    first = optimizer(alone)
+    train(alone, first, range(5))
+    model.load_state_dict(alone.state_dict())
+    if not shard_state:
+        fully_shard(model)
+    opt = optimizer(model, process_group=dist.group.WORLD if shard_state else None, shard_state=shard_state)
+    opt.load_state_dict(first.state_dict())
+    train(model, opt, range(5, STEPS))
+    return read(model, opt)
+
+
+def told(do: Callable[[], Any]) -> str:
+    """What the error says."""
+    try:
+        do()
+    except (RuntimeError, TypeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def refused() -> dict[str, str]:
+    """The errors of what ranks cannot do, which must be everyone's, and leave everything as it was."""
+    found, model = {}, Model()
+    opt = optimizer(model, process_group=dist.group.WORLD, shard_state=True)
+    train(model, opt, range(1))
+    before = read(model, opt)
+    model.get_parameter(("wide", "norm")[dist.get_rank()]).grad = None
+    found["other gradients"] = told(opt.step)
+    if dist.get_rank():
+        opt.zero_grad()
+    found["no gradients"] = told(opt.step)
+    found["a copy"] = told(lambda: copy.deepcopy(opt))
+    assert all(np.array_equal(before[name], array) for name, array in read(model, opt).items())
+
+    alone, halves = Model(), Model()
+    found["a part"] = told(lambda: optimizer(alone).load_state_dict(opt.state_dict()))
+    del halves.scalar
+    by_columns = optimizer(fully_shard(halves, shard_placement_fn=columns))
+    train(halves, by_columns, range(1))
+    rows = Model()
+    del rows.scalar
+    found["columns as rows"] = told(lambda: optimizer(fully_shard(rows)).load_state_dict(by_columns.state_dict()))
+    for whole in (True, False):
+        flat = FullyShardedDataParallel(mlp(), use_orig_params=whole, device_id=torch.device("cpu"))
+        found[f"FSDP1 {whole}"] = told(lambda flat=flat: param_groups(flat))  # type: ignore[misc]
+        found[f"FSDP1 {whole}, named"] = told(lambda flat=flat: Zeta(flat.named_parameters()))  # type: ignore[misc]
+    return found
+
+
 def taking_turns(group: Any = None) -> dict[str, np.ndarray]:
     """As experts may, another parameter at every step."""
     model = Model()
@@ -241,29 +297,33 @@ def moved_house(folder: str) -> dict[str, np.ndarray]:
 
 
 def arrangements(folder: str) -> Iterator[tuple[str, Any]]:
-    """Everything there is to try with this number of ranks."""
+    """Two ranks try everything; one and four what may be otherwise with them: nothing to send, and empty shards."""
     ranks = dist.get_world_size()
-    yield "copies", copies
     yield "copies, state shared out", partial(copies, shard_state=True)
-    yield "rows", fsdp
-    yield "columns", partial(fsdp, columns)
-    yield "experts", experts
-    yield "partial gradients", partial_gradients
     yield "rows, then columns", partial(moved_house, folder)
-    yield "half precision on the way", partial(copies, shard_state=True, comm_dtype=torch.bfloat16)
-    yield "shards alone", shards_alone
-    for cut in communication.AXES:
-        yield f"counted {cut}", partial(communication.counted, cut)
-    if ranks < 4:
+    if ranks == 1:
+        yield "half precision", partial(copies, torch.bfloat16)
+        return
+    yield "experts", experts
+    if ranks == 2:
+        yield "shards alone", shards_alone
+        yield "copies", copies
+        yield "rows", fsdp
+        yield "columns", partial(fsdp, columns)
+        yield "partial gradients", partial_gradients
+        yield "half precision on the way", partial(copies, shard_state=True, comm_dtype=torch.bfloat16)
         yield "full state dict", full_state_dict
+        yield "state of one process in rows", partial(from_one_process, False)
+        yield "state of one process shared out", partial(from_one_process, True)
         yield "taking turns", partial(taking_turns, dist.group.WORLD)
         yield "half precision", partial(copies, torch.bfloat16)
         yield "half precision, state shared out", partial(copies, torch.bfloat16, shard_state=True)
-    if ranks == 2:
         yield "tensor parallel", lambda: train_mlp(tensor_parallel(init_device_mesh("cpu", (2,))))
+        yield "refused", refused
     if ranks == 4:
-        names = dict(mesh_dim_names=("outer", "inner"))
-        mesh = init_device_mesh("cpu", (2, 2), **names)
+        for cut in communication.AXES:
+            yield f"counted {cut}", partial(communication.counted, cut)
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("outer", "inner"))
         yield "rows, twice", partial(fsdp, None, mesh)
         yield (
             "tensor parallel, rows",
