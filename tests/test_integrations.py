@@ -3,41 +3,29 @@
 import importlib
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 
+import killed_runs
 import pytest
+import text
 from conftest import need
 
 SHORT = "--steps 12 --batch 4 --save-every 5 --out"
 VIT = "--epochs 3 --batch 64 --width 32 --depth 1 --lr 2e-2 --accelerator cpu --out"
 
-# Sent as `python -c`: the example's main, until Zeta has taken so many steps.
-KILLED_IN_TORCH = """
-import itertools, os, signal, sys, importlib
-from torch.optim.optimizer import register_optimizer_step_post_hook
-steps = itertools.count(1)
-stop = lambda *_: next(steps) == int(sys.argv[2]) and os.kill(os.getpid(), signal.SIGKILL)
-register_optimizer_step_post_hook(stop)
-importlib.import_module(sys.argv[1]).main(sys.argv[3:])
-"""
-KILLED_IN_MLX = """
-import itertools, os, signal, sys, importlib
-example, steps = importlib.import_module(sys.argv[1]), itertools.count(1)
-class Killed(example.Checkpoints):
-    def on_train_loss_report(self, info):
-        super().on_train_loss_report(info)
-        next(steps) == int(sys.argv[2]) and os.kill(os.getpid(), signal.SIGKILL)
-example.Checkpoints = Killed
-example.main(sys.argv[3:])
-"""
+
+@pytest.fixture(autouse=True, scope="module")
+def read_once() -> Iterator[None]:
+    """The examples train on Python's own library, which takes half a second to read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "load", cache(text.load))
+        yield
 
 
 def load(example: str, *libraries: str) -> Any:
@@ -47,12 +35,9 @@ def load(example: str, *libraries: str) -> Any:
     return importlib.import_module(example)
 
 
-def kill(example: Any, code: str, step: int, arguments: list[str]) -> None:
+def kill(example: Any, step: int, arguments: list[str]) -> None:
     """Runs the example in a process of its own, which SIGKILL ends after this step."""
-    folder = str(Path(example.__file__).parent)
-    command = [sys.executable, "-c", code, example.__name__, str(step), *arguments]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": folder}, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert killed_runs.is_killed(killed_runs.example, example.__name__, step, arguments)
 
 
 def assert_falls(losses: list[float], by: float) -> None:
@@ -63,7 +48,7 @@ def test_transformers_trainer_resumes(tmp_path: Path) -> None:
     example = load("finetune_hf", "transformers", "accelerate")
     whole = example.main([*SHORT.split(), str(tmp_path / "whole")])
     assert_falls(whole, 0.5)
-    kill(example, KILLED_IN_TORCH, 8, [*SHORT.split(), str(tmp_path / "optimizers")])
+    kill(example, 8, [*SHORT.split(), str(tmp_path / "optimizers")])
     for other in ("class", "lost"):
         shutil.copytree(tmp_path / "optimizers", tmp_path / other)
 
@@ -111,7 +96,7 @@ def test_accelerate_resumes(tmp_path: Path) -> None:
     flags = ["--through", "accelerate", *SHORT.split()]
     whole = example.main([*flags, str(tmp_path / "whole")])
     assert_falls(whole, 0.5)
-    kill(example, KILLED_IN_TORCH, 8, [*flags, str(tmp_path / "killed")])
+    kill(example, 8, [*flags, str(tmp_path / "killed")])
     assert example.main([*flags, str(tmp_path / "killed"), "--resume"]) == whole[5:]
 
 
@@ -125,17 +110,19 @@ def test_lightning_resumes(tmp_path: Path) -> None:
     assert_falls(whole, 1.0)
     assert accuracy > 0.5
     epoch = len(whole) // 3
-    kill(example, KILLED_IN_TORCH, epoch + 5, [*VIT.split(), str(tmp_path / "killed")])
+    kill(example, epoch + 5, [*VIT.split(), str(tmp_path / "killed")])
     assert example.main([*VIT.split(), str(tmp_path / "killed"), "--resume"]) == (whole[epoch:], accuracy)
 
 
 def test_mlx_lm_resumes(tmp_path: Path) -> None:
     example = load("finetune_mlx_lm", "mlx_lm")
-    for flags in (SHORT.split(), ["--lora", *SHORT.split()]):  # which adapts the weights of the first
-        whole = example.main([*flags, str(tmp_path / "whole")])
-        assert_falls(whole, 0.05 if "--lora" in flags else 0.5)
-        kill(example, KILLED_IN_MLX, 8, [*flags, str(tmp_path / "killed")])
-        assert example.main([*flags, str(tmp_path / "killed"), "--resume"]) == whole[5:]
+    assert_falls(example.main([*SHORT.split(), str(tmp_path / "whole")]), 0.5)
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    flags = ["--lora", *SHORT.split()]  # adapts those weights
+    whole = example.main([*flags, str(tmp_path / "whole")])
+    assert_falls(whole, 0.05)
+    kill(example, 8, [*flags, str(tmp_path / "killed")])
+    assert example.main([*flags, str(tmp_path / "killed"), "--resume"]) == whole[5:]
 
 
 @pytest.mark.parametrize("name", ["finetune_hf", "lightning_vit", "finetune_mlx_lm"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import journal
+import killed_runs
 import numpy as np
 import pytest
 import text
@@ -116,55 +117,18 @@ def test_sigterm_saves_too(tmp_path: Path, data: Path, monkeypatch: pytest.Monke
     assert checkpoint.load(tmp_path / FILE)[1]["step"] == 5
 
 
-# One process imports torch, and forks into one run a moment: `python -c KILLED EXAMPLES FOLDER FLAGS...`
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[1])
-import on_torch, torch._dynamo, train_lm  # the second is what torch imports in its first step
-from zeta import checkpoint
-
-calls = iter(range(1, 100))
-
-def kill():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def arm(moment):
-    step, save, fsync, replace = on_torch.Trainer.step, checkpoint.save, os.fsync, os.replace
-    if moment == "in a step":
-        on_torch.Trainer.step = lambda *args: kill() if next(calls) == 5 else step(*args)
-    elif moment == "before the first checkpoint":
-        checkpoint.save = lambda *args: kill()
-    elif moment == "in the second save":
-        os.fsync = lambda *args: kill() if next(calls) == 5 else fsync(*args)
-    elif moment == "after the second save":
-        os.replace = lambda *args: (replace(*args), next(calls) == 3 and kill())
-
-for moment in ("in a step", "before the first checkpoint", "in the second save", "after the second save"):
-    if not (child := os.fork()):
-        arm(moment)
-        train_lm.main(["--out", f"{sys.argv[2]}/{moment}", *sys.argv[3:]])
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, moment
-"""
 MOMENTS = {"in a step": 3, "before the first checkpoint": 0, "in the second save": 3, "after the second save": 6}
 
 
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """A folder with a run for each of MOMENTS, which SIGKILL ended then."""
-    folder = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, "-c", KILLED, str(EXAMPLES), str(folder), "--data", str(data), *SHORT.split()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
 @pytest.mark.parametrize(("moment", "saved"), MOMENTS.items())
-def test_killed_and_resumed_is_uninterrupted(killed: Path, trained: Path, data: Path, moment: str, saved: int) -> None:
-    out = killed / moment
-    assert (checkpoint.load(out / FILE)[1]["step"] if saved else 0) == saved
-    assert run(out, data, "--resume" if saved else "") == 0
-    assert_same_run(out, trained)
+def test_killed_and_resumed_is_uninterrupted(
+    tmp_path: Path, trained: Path, data: Path, moment: str, saved: int
+) -> None:
+    flags = ["--out", str(tmp_path), "--data", str(data), *SHORT.split()]
+    assert killed_runs.is_killed(killed_runs.train_lm, moment, flags)
+    assert (checkpoint.load(tmp_path / FILE)[1]["step"] if saved else 0) == saved
+    assert run(tmp_path, data, "--resume" if saved else "") == 0
+    assert_same_run(tmp_path, trained)
 
 
 def test_steps_and_rates_may_change_on_resume(tmp_path: Path, data: Path) -> None:

@@ -6,11 +6,11 @@ import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
-from multiprocessing import get_context
 from pathlib import Path
 from unittest.mock import Mock
 
 import journal
+import killed_runs
 import numpy as np
 import pytest
 import train_lm
@@ -73,8 +73,8 @@ def test_a_lost_rank_ends_the_job_with_its_reason(killed: tuple[Path, str]) -> N
 
 def resume(ranks: int, out: Path, *flags: str) -> str:
     """What the job's ranks said: processes as torchrun starts them, but from one that has imported torch."""
-    get_context("forkserver").set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", "zeta.backends.torch"])
-    torch.multiprocessing.start_processes(rank, (ranks, out, flags), nprocs=ranks, start_method="forkserver")
+    method = killed_runs.context().get_start_method()
+    torch.multiprocessing.start_processes(rank, (ranks, out, flags), nprocs=ranks, start_method=method)
     return "".join((out / f"said-{number}").read_text() for number in range(ranks))
 
 
