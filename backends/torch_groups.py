@@ -24,7 +24,7 @@ def param_groups(
 
     `overrides` and `per_head` are those of `zeta.routes`, and so are the errors and the warning. `options` (lr, betas,
     eps, weight_decay, ...) go into both groups; change one group's for it alone. Raises TypeError for
-    complex parameters, ValueError for FSDP1's.
+    parameters that are not real, ValueError for FSDP1's.
     """
     check_parameters(model.named_parameters())
     found = routes(model, overrides, per_head=per_head)
@@ -47,7 +47,13 @@ def check_group(group: dict[str, Any], known: set[str]) -> None:
 
 
 def check_values(group: dict[str, Any]) -> None:
-    """Raises ValueError for values out of range. Nothing is read from a GPU."""
+    """Raises ValueError for values out of range and for missing routes. Nothing is read from a GPU."""
+    given = len(group.get("routes", group["params"]))
+    if given != len(group["params"]):
+        raise ValueError(
+            f"a group has {given} routes for {len(group['params'])} parameters: give each its own, and add parameters "
+            "with add_param_group"
+        )
     Hyper(**{name: group[name] for name in ("lr", "betas", "eps", "weight_decay")})
     check_steps(group["coefficients"])
     check_dtype("ns_dtype", group["ns_dtype"])
@@ -78,9 +84,6 @@ def group_routes(group: dict[str, Any]) -> list[tuple[Any, ...]]:
     names = group.get("param_names") or [""] * len(params)
     check_parameters(zip(names, params, strict=True))
     if "routes" in group:
-        if len(group["routes"]) != len(params):
-            counts = f"{len(group['routes'])} routes were given for {len(params)} parameters"
-            raise ValueError(f"{counts}: give one for each")
         given = [check(Route(*r), tuple(p.shape)) for r, p in zip(group["routes"], params, strict=True)]
         return [tuple(r) for r in given]
     found = [route(name, tuple(p.shape)) for name, p in zip(names, params, strict=True)]

@@ -242,6 +242,16 @@ class TestTorch:
         with pytest.raises(ValueError, match=r"p is 0\.1"):
             optimizer.add_param_group({"params": [("a.weight", self.weight())], "p": 0.1})
 
+    @pytest.mark.parametrize("kind, setting, value", [("Dion2", "fraction", 3.0), ("AdaGO", "gamma", 0.0)])
+    def test_a_setting_written_into_a_group_is_refused_before_anything_changes(self, kind, setting, value):
+        p, q = self.weight(), self.weight()
+        groups = [{"params": [("norm.weight", q)], "treatment": "adamw"}, {"params": [("down.weight", p)]}]
+        optimizer = getattr(self.backend, kind)(groups)
+        optimizer.param_groups[1][setting] = value
+        with pytest.raises(ValueError, match=f"{setting} is {value}"):
+            optimizer.step()
+        assert not optimizer.state and all((x == 1).all() for x in (p, q))
+
     def test_maximize_walks_the_other_way(self):
         p, q = self.weight(), self.weight()
         q.grad = -p.grad

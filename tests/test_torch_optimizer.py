@@ -352,6 +352,16 @@ def test_values_written_into_a_group_are_refused_before_anything_changes(key):
         assert all(torch.equal(value, kept[index][name]) for name, value in state.items())
 
 
+def test_parameters_put_into_a_group_by_hand_are_refused_before_anything_changes():
+    model, twin = Model(), Model()
+    optimizer = trained(model)
+    trained(twin)
+    optimizer.param_groups[-1]["params"].append(torch.nn.Parameter(torch.ones(4)))
+    with pytest.raises(ValueError, match="with add_param_group"):
+        optimizer.step()
+    assert same(model, twin)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
 @pytest.mark.parametrize("key", ["ns_dtype", "comm_dtype"])
 def test_dtypes_that_nothing_is_multiplied_in_are_refused_at_once(key, dtype):
@@ -431,7 +441,7 @@ def test_parameters_may_be_frozen_and_come_later():
     "group, error, message",
     [
         ({"routes": [("zeta", (1, 3, 4), "")]}, ValueError, "do not fit"),
-        ({"routes": []}, ValueError, "0 routes were given for 1 parameters"),
+        ({"routes": []}, ValueError, "has 0 routes for 1 parameters"),
         ({"routes": [("zeta",)]}, TypeError, "arguments"),
         ({"routes": None}, TypeError, "None"),
         ({"lr": -1.0}, ValueError, "lr is -1"),
