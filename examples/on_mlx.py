@@ -64,8 +64,8 @@ class Trainer:
         self.group = mx.distributed.init()  # of one rank, without a launcher
         self.rank, self.ranks = self.group.rank(), self.group.size()
         self.dtype = DTYPES[dtype]
-        wide = mx.float64 if dtype == "float64" else mx.float32
-        self.params = {name: mx.array(a).astype(wide) for name, a in params.items()}
+        self.wide = mx.float64 if dtype == "float64" else mx.float32
+        self.params = {name: mx.array(a).astype(self.wide) for name, a in params.items()}
         self.parts = make_parts(optimizer, params, config, weight_decay, betas, self.group)
         for part in self.parts:
             part.optimizer.init(model.nest({name: self.params[name] for name in part.names}))
@@ -84,7 +84,7 @@ class Trainer:
         """
         states = [part.optimizer.state for part in self.parts]
         start, end = self._ends(len(tokens))[self.rank :][:2]
-        given = mx.array(tokens[start:end]), mx.array(lr, mx.float32), mx.array(stop)
+        given = mx.array(tokens[start:end]), mx.array(lr, self.wide), mx.array(stop)
         result, self.params, states = self._step(self.params, states, *given)
         for part, state in zip(self.parts, states, strict=True):
             part.optimizer.state = state
@@ -139,7 +139,10 @@ class Trainer:
         return {name: np.array(value) for name, value in found.items()}
 
     def load(self, arrays: dict[str, np.ndarray]) -> None:
-        """Continues from arrays that `arrays` of either library gave."""
+        """Continues from arrays that `arrays` of either library gave. Raises ValueError for another optimizer's."""
+        needs, has = ({n for n in found if n.startswith("optimizer.")} for found in (self.arrays(), arrays))
+        if has and has != needs:  # a torch optimizer has none before its first step
+            raise ValueError(f"the checkpoint differs in {sorted(needs ^ has)[:3]}: give the --optimizer that wrote it")
         self.params = {name: mx.array(arrays[name], p.dtype) for name, p in self.params.items()}
         for part in self.parts:
             keys = {new: old for old, new in NAMES[type(part.optimizer)].items()}

@@ -59,7 +59,7 @@ CASES = {  # how the layer is made of its matrices, their shapes, what is known 
 
 def run_both(new_run, fuse, shapes_of, layer, steps=3):
     """(after, origin) of the fused layer and of its matrices alone, the latter put together."""
-    alone = {f"layers.{i}.up.weight": draw(s, i) for i, s in enumerate(shapes_of)}
+    alone = {f"layers.{i}.experts.up.weight": draw(s, i) for i, s in enumerate(shapes_of)}
     grads = [{n: draw(w.shape, 100 * (t + 1) + i) for i, (n, w) in enumerate(alone.items())} for t in range(steps)]
     whole = fuse(*alone.values())
     fused = new_run({"layer.weight": whole}, {"lr": 0.1, "routes": {"layer.weight": route("", whole.shape, layer)}})
@@ -101,7 +101,7 @@ def test_join_undoes_piece(new_run, case):
     fuse, parts, layer = CASES[case]
     whole = fuse(*(draw(s, i) for i, s in enumerate(parts))).astype("float32")
     r = route("", whole.shape, layer)
-    x = new_run({"up.weight": whole}).array(whole)
+    x = new_run({"experts.up.weight": whole}).array(whole)
     pieces = [piece(x, r, i).reshape(shape) for i, shape in enumerate(shapes(r))]
     assert (join(pieces, r, whole.shape) == x).all()
 

@@ -10,7 +10,9 @@ import mlx.optimizers as optim  # noqa: E402
 from mlx.utils import tree_flatten, tree_unflatten  # noqa: E402
 
 import zeta  # noqa: E402
-from zeta.backends.mlx import Zeta  # noqa: E402
+from zeta import adamw, core, preconditioned  # noqa: E402
+from zeta.backends.mlx import Muon, Zeta  # noqa: E402
+from zeta.backends.mlx_distributed import together  # noqa: E402
 from zeta.parity import assert_close  # noqa: E402
 
 
@@ -130,7 +132,7 @@ def test_multi_optimizer():
 def test_quantised_layers_keep_their_packed_weights():
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
     model.layers[0] = model.layers[0].to_quantized()
-    optimizer = Zeta(0.1)
+    optimizer = Zeta(0.1, routes=zeta.routes(model))  # which knows no packed weight
     optimizer.init(model.parameters())  # all of them, as people do
     packed = np.array(model.layers[0].weight)
     assert not optimizer.state["layers"][0]["weight"]
@@ -204,6 +206,151 @@ def test_state_of_other_shapes_is_refused_by_a_fresh_optimizer_before_it_moves_a
     with pytest.raises(ValueError, match="another model"):
         train(model, optimizer, 1)
     assert all(np.array_equal(after, before[name]) for name, after in flat(model).items())
+
+
+def test_state_of_another_model_is_refused_at_the_first_step():
+    deep, model, optimizer = Model(), Model(1), Zeta(0.05)
+    first = Zeta(0.05)
+    train(deep, first, 1)
+    optimizer.state = first.state
+    with pytest.raises(ValueError, match=r"layers\.1\..*another model"):
+        train(model, optimizer, 1)
+    deep.layers[2].freeze()
+    again = Zeta(0.05)
+    again.state = first.state
+    train(deep, again, 1)  # what does not move now is no reason
+
+
+def tensor(*shape, dtype=mx.float32):
+    return mx.random.normal(shape).astype(dtype)
+
+
+def flat_state(optimizer):
+    return {name: np.array(value) for name, value in tree_flatten(optimizer.state)}
+
+
+@pytest.mark.parametrize(
+    "name, grad, param, error, message",
+    [
+        ("up.weight", tensor(6, 4), tensor(4, 6), ValueError, r"gradient of up.weight has shape \(6, 4\).*\(4, 6\)"),
+        ("up.bias", tensor(1), tensor(8), ValueError, "gradient of up.bias"),
+        ("up.weight", tensor(4, 4), tensor(4, 4, dtype=mx.int32), TypeError, "up.weight is mlx.core.int32"),
+        ("up.weight", tensor(4, 4), tensor(4, 4, dtype=mx.complex64), TypeError, "complex64"),
+        ("bad.matrices", tensor(4, 4), tensor(4, 4), ValueError, "do not fit"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_changes(name, grad, param, error, message):
+    routes = {"norm.weight": zeta.route("norm.weight", (4,)), "bad.matrices": zeta.Route("zeta", (1, 2, 2), "wrong")}
+    routes |= {name: zeta.route(name, tuple(param.shape)) for name in ("up.weight", "up.bias")}
+    optimizer = Zeta(optim.linear_schedule(0.1, 0.2, 3), routes=routes)
+    known = {"norm.weight": tensor(4)}
+    optimizer.apply_gradients(known, known)
+    before = flat_state(optimizer)
+    with pytest.raises(error, match=message):
+        optimizer.apply_gradients(known | {name: grad}, known | {name: param})
+    after = flat_state(optimizer)
+    assert all(np.array_equal(after[key], value) for key, value in before.items()) and len(after) == len(before)
+
+
+def test_init_with_wrong_routes_leaves_the_state_alone():
+    model = Model()
+    optimizer = Zeta(0.1, routes=zeta.routes(Model(1)))
+    with pytest.raises(ValueError, match="of this very model"):
+        optimizer.init(model.trainable_parameters())
+    assert not optimizer.state.keys() & model.keys()
+
+
+@pytest.mark.parametrize("form", ["flat", "flat in a tree", "flat in a list"])
+def test_a_tree_may_be_flat(form):
+    flat = {"up.weight": tensor(4, 6), "up.bias": tensor(6)}
+    tree = {"flat": flat, "flat in a tree": {"block.0": flat}, "flat in a list": {"blocks": [flat]}}[form]
+    nested = tree_unflatten(tree_flatten(tree))
+    optimizer, other, loaded = Zeta(0.1), Zeta(0.1), Zeta(0.1)
+    for _ in range(2):
+        tree, nested = optimizer.apply_gradients(tree, tree), other.apply_gradients(nested, nested)
+    loaded.state = tree_unflatten(tree_flatten(optimizer.state))  # which a file makes of it
+    loaded.init(tree)
+    again, nested = loaded.apply_gradients(tree, tree), other.apply_gradients(nested, nested)
+    want = dict(tree_flatten(nested))
+    for name, got in tree_flatten(again):
+        assert_close(np.array(got), np.array(want[name]), 0.0)
+    assert flat_state(loaded).keys() == flat_state(other).keys()
+
+
+def test_a_schedule_may_return_a_python_number(tmp_path):
+    model, optimizer = Model(), Zeta(lambda step: 0.05)
+    other = Zeta(lambda step: 0.05)
+    train(model, optimizer, 1)
+    mx.save_safetensors(str(tmp_path / "state.safetensors"), dict(tree_flatten(optimizer.state)))
+    other.state = tree_unflatten(list(mx.load(str(tmp_path / "state.safetensors")).items()))
+    train(model, other, 1)
+
+
+def test_a_subclass_reads_its_bases_state():
+    class Own(Muon):
+        pass
+
+    model, first, second = Model(), Muon(0.05), Own(0.05)
+    train(model, first, 1)
+    second.state = first.state
+    train(model, second, 1)
+
+
+def test_float64_is_float64():
+    rng, hyper = np.random.default_rng(0), zeta.Hyper(lr=1e-2)
+    params = {"up.weight": rng.standard_normal((6, 8)), "bias": rng.standard_normal(8)}
+    want, got = dict(params), {name: mx.array(p, mx.float64) for name, p in params.items()}
+    states = {"up.weight": core.init(params["up.weight"]), "bias": adamw.init(params["bias"])}
+    optimizer = Zeta(mx.array(1e-2, mx.float64))
+    with mx.stream(mx.cpu):
+        for _ in range(4):
+            grads = {name: rng.standard_normal(p.shape) for name, p in params.items()}
+            got = optimizer.apply_gradients({name: mx.array(g, mx.float64) for name, g in grads.items()}, got)
+            for name, update in (("up.weight", core.update), ("bias", adamw.update)):
+                want[name], states[name] = update(grads[name], states[name], want[name], hyper)
+        for name, bound in (("bias", 1e-12), ("up.weight", 1e-7)):  # mx.addmm, MLX 0.32, takes factors in float32
+            assert_close(np.array(got[name]), want[name], bound, params[name])
+
+
+def test_the_example_keeps_float64():
+    import model
+    import on_mlx
+
+    config = model.Config(vocab=16, context=4, layers=1, width=8, heads=2, kv_heads=1)
+    trainer = on_mlx.Trainer(config, model.init(config, 0), dtype="float64", device="cpu")
+    trainer.step(np.arange(10, dtype="int32").reshape(2, 5), 1e-2)
+    (part,) = trainer.parts
+    found = {n: value.dtype for n, value in tree_flatten(part.optimizer.state) if "." in n or n == "learning_rate"}
+    assert set(found.values()) == {mx.float64}
+
+
+@pytest.mark.parametrize("wrote, reads", [("zeta", "adamw"), ("zeta", "eta"), ("adamw", "zeta"), ("muon", "zeta")])
+def test_the_example_refuses_another_optimizers_checkpoint(wrote, reads):
+    import model
+    import on_mlx
+
+    config = model.Config(vocab=16, context=4, layers=1, width=8, heads=2, kv_heads=1)
+    writer, reader = (on_mlx.Trainer(config, model.init(config, 0), name, device="cpu") for name in (wrote, reads))
+    before = reader.arrays()
+    with pytest.raises(ValueError, match="give the --optimizer that wrote it"):
+        reader.load(writer.arrays())
+    assert all(np.array_equal(before[name], value) for name, value in reader.arrays().items())
+
+
+def test_decompositions_are_of_small_matrices(monkeypatch):
+    """MLX's SVD makes all vectors: of 16x4000 numbers it would make 4000x4000."""
+    sizes, svd = [], mx.linalg.svd
+    monkeypatch.setattr(mx.linalg, "svd", lambda x, **options: sizes.append(x.shape) or svd(x, **options))
+    a, s, b = preconditioned.svd(tensor(16, 4000))
+    assert sizes == [(16, 16)] and [x.shape for x in (a, s, b)] == [(16, 16), (16,), (16, 4000)]
+
+
+def test_ranks_start_no_work_inside_a_compiled_step():
+    class Group:
+        def size(self):
+            return 2
+
+    mx.compile(lambda x: together({"w": x}, Group())["w"] + 1)(mx.ones(2))  # MLX refuses to: no error
 
 
 def test_what_a_name_leaves_open_is_reported_and_the_model_decides_it():
