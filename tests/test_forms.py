@@ -126,8 +126,8 @@ for size in [(1, 64, 64), (2, 65, 70), (3, 128, 96), (2, 130, 33)]:
             y = symmetric(left, left.mT, ct.mT, 0.5, 2.0, 1.5)
             assert torch.equal(y, y.mT)
             assert error(y.double().numpy(), want) < bound, (size, dtype)
-            wrong = symmetric(left, left.mT, ct.mT, 0.5, 2.0 * 1.01, 1.5)
-            assert error(wrong.double().numpy(), want) > bound, "the control was not caught"
+        wrong = symmetric(xt, xt.mT, ct.mT, 0.5, 2.0 * 1.01, 1.5)
+        assert error(wrong.double().numpy(), want) > bound, "the control was not caught"
         plain = symmetric(xt, xt.mT).double().numpy()
         assert error(plain, product(x, x.mT)) < bound
 assert symmetric(torch.empty(0, 8, 8), torch.empty(0, 8, 8)).shape == (0, 8, 8)

@@ -109,9 +109,9 @@ def test_no_token_sees_the_next(library: str, tied: bool, rng: np.random.Generat
     assert np.abs(a[5:] - b[5:]).max(axis=-1).min() > 1e-5
 
 
-def losses(module: Any, dtype: str, **options: Any) -> np.ndarray:
+def losses(module: Any, dtype: str, layers: int = 2, **options: Any) -> np.ndarray:
     """(20,) the losses of twenty free-running steps."""
-    config = model.Config(vocab=256, context=32, layers=2, width=32, heads=4, kv_heads=2)
+    config = model.Config(vocab=256, context=32, layers=layers, width=32, heads=4, kv_heads=2)
     tokens = np.frombuffer(Path(__file__).read_bytes(), np.uint8)
     trainer = module.Trainer(config, model.init(config, 0), dtype=dtype, device="cpu", **options)
     steps = [trainer.step(text.batch(tokens, s, 4, 33, 0), 4e-3 * min(1, s / 10)) for s in range(1, 21)]
@@ -136,7 +136,7 @@ def test_another_optimizer_setting_is_another_run(oracle: np.ndarray) -> None:
 @pytest.mark.parametrize("optimizer", ["zeta", "eta", "adamw", "muon"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_optimizer_learns(library: str, optimizer: str, dtype: str) -> None:
-    got = losses(glue(library), dtype, optimizer=optimizer)
+    got = losses(glue(library), dtype, layers=1, optimizer=optimizer)
     assert got[-1] < got[0] - 1
 
 
