@@ -62,6 +62,7 @@ def newton_schulz(x: mx.array, coefficients: Steps = COEFFICIENTS["jordan"], dty
     """
     if not mx.issubdtype(x.dtype, mx.floating):
         raise TypeError(f"x is {x.dtype}, but must be a floating-point array")
+    core.check_matrix(x)
     if 0 in x.shape:
         return x
     if x.shape[-2] > x.shape[-1]:
@@ -175,9 +176,10 @@ class Zeta(Optimizer):
         if self._loaded:
             check_names(self.state, params)
         routes = {name: self._route(name, params[name]) for name in grads}
-        if any(wanted(params[n], routes[n], self.rule.keeps).keys() - s for n, s in self._states(grads).items()):
-            self.init(tree_map_with_path(lambda name, _: params[name], gradients))
         states = self._states(grads)
+        if any(wanted(params[n], routes[n], self.rule.keeps).keys() - s for n, s in states.items()):
+            self.init(tree_map_with_path(lambda name, _: params[name], gradients))
+            states = self._states(grads)
         check_shapes(states, params, routes, self.rule.keeps)
         scheduled = {name: mx.array(schedule(self.step)) for name, schedule in self._schedulers.items()}
 

@@ -28,7 +28,8 @@ def leaf(state: Any, name: str) -> State | None:
     if not name:
         return state  # type: ignore[no-any-return]
     if isinstance(state, list | tuple):
-        state = {str(i): inner for i, inner in enumerate(state)}
+        i, _, rest = name.partition(".")
+        return leaf(state[int(i)], rest) if i.isdigit() and int(i) < len(state) else None
     there = None
     for end in [i for i, sign in enumerate(f"{name}.") if sign == "."]:
         found = leaf(state[name[:end]], name[end + 1 :]) if name[:end] in state else None

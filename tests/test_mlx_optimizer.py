@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten, tree_unflatten  # noqa: E402
 
 import zeta  # noqa: E402
 from zeta import adamw, core, preconditioned  # noqa: E402
-from zeta.backends.mlx import Muon, Zeta  # noqa: E402
+from zeta.backends.mlx import Muon, Zeta, newton_schulz  # noqa: E402
 from zeta.backends.mlx_distributed import together  # noqa: E402
 from zeta.parity import assert_close  # noqa: E402
 
@@ -335,6 +335,12 @@ def test_the_example_refuses_another_optimizers_checkpoint(wrote, reads):
     with pytest.raises(ValueError, match="give the --optimizer that wrote it"):
         reader.load(writer.arrays())
     assert all(np.array_equal(before[name], value) for name, value in reader.arrays().items())
+
+
+@pytest.mark.parametrize("shape", [(), (4,)])
+def test_newton_schulz_of_no_matrix_is_refused(shape):
+    with pytest.raises(ValueError, match=r"a matrix \(\.\.\., rows, cols\) is needed"):
+        newton_schulz(mx.ones(shape))
 
 
 def test_decompositions_are_of_small_matrices(monkeypatch):
