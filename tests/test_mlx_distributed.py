@@ -40,7 +40,9 @@ def free_ports(count):
 
 def launch(ranks, *command):
     """What `mlx.launch` prints while it runs a Python script on so many ranks."""
-    read, write = os.pipe()  # mlx.launch 0.32 spins where its input has ended
+    read, write = os.pipe()  # mlx.launch 0.32 spins where its input has ended, or while a rank has room for more of it
+    os.set_blocking(write, False)
+    os.write(write, bytes(1 << 16))  # as much as a pipe holds, and no rank reads
     program = [Path(sys.executable).with_name("mlx.launch"), "-n", ranks, "--backend", "ring"]
     options = ["--starting-port", free_ports(ranks), sys.executable, *command]
     streams = dict(stdin=read, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
