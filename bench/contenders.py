@@ -20,8 +20,11 @@ from zeta.stages import (
     Step,
     ema,
     entries,
+    equilibrate,
     keeps,
     left,
+    match_rms,
+    nesterov,
     nonzero,
     one,
     right,
@@ -43,6 +46,22 @@ class Setting(NamedTuple):
     b2: float
     seed: int
     steps: int
+
+
+@keeps(exp_avg=entries, exp_avg_sq=entries)
+def zeta_nesterov(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> Step:
+    """Zeta with the momentum that Muon and Eta have: how much of their lead over Zeta that is."""
+    b1, b2 = hyper.betas
+    m, v = ema(state["exp_avg"], g, b1), ema(state["exp_avg_sq"], g * g, b2)
+    u = orthogonalize(whiten(nesterov(m, g, b1), v, hyper.eps))
+    return to_rms(u), {"exp_avg": m, "exp_avg_sq": v}
+
+
+@keeps(exp_avg=entries)
+def eta_plain(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> Step:
+    """Eta with Zeta's momentum."""
+    m = ema(state["exp_avg"], g, hyper.betas[0])
+    return match_rms(orthogonalize(equilibrate(m, g))), {"exp_avg": m}
 
 
 @keeps(exp_avg=entries, exp_avg_sq=entries, left=left, right=right, left_basis=left, right_basis=right, steps=one)
@@ -81,6 +100,8 @@ CONTENDERS: dict[str, tuple[str, Rule | None]] = {
     "soap": ("SOAP, bases every 10 steps", soap),
     "zeta": ("Zeta (the paper's)", family.zeta),
     "eta": ("Eta (ours)", family.eta),
+    "zeta_nesterov": ("Zeta with Nesterov momentum", zeta_nesterov),
+    "eta_plain": ("Eta with plain momentum", eta_plain),
     "rank1_before": ("rank-1 variance before (Muon^2-F)", family.rank1_before),
     "rank1_after": ("rank-1 variance after", family.rank1_after),
     "rank1_both": ("rank-1 variance before and after", family.rank1_both),
@@ -93,7 +114,7 @@ CONTENDERS: dict[str, tuple[str, Rule | None]] = {
     "shampoo": ("Shampoo, roots every 10 steps", shampoo),
     "schattor": ("Schattor, p = 4", preconditioned.schattor()),
 }
-ONE_BETA = {"muon", "eta", "signum", "adago", "dion2", "schattor"}  # whose b2 does nothing
+ONE_BETA = {"muon", "eta", "eta_plain", "signum", "adago", "dion2", "schattor"}  # whose b2 does nothing
 
 
 def make(s: Setting, model: nn.Module) -> torch.optim.Optimizer:

@@ -24,8 +24,8 @@ CONTENDERS, Setting = contenders.CONTENDERS, contenders.Setting
 
 
 def bowl(lr, b1, b2):
-    """A loss whose lowest setting is known; lr at log2(lr / 8e-3)."""
-    return lambda s: (log2(s.lr / 8e-3) - lr) ** 2 + 30 * (s.b1 - b1) ** 2 + 3 * (s.b2 - b2) ** 2
+    """A loss whose lowest setting is known; lr at log2(lr / 16e-3)."""
+    return lambda s: (log2(s.lr / 16e-3) - lr) ** 2 + 30 * (s.b1 - b1) ** 2 + 3 * (s.b2 - b2) ** 2
 
 
 def played(loss, optimizer="zeta", known=None):
@@ -40,9 +40,9 @@ def played(loss, optimizer="zeta", known=None):
 def test_the_search_finds_the_lowest_setting_and_stops(lr, b1, b2):
     known = played(bowl(lr, b1, b2))
     best, missing = search(known, start_of("lm", "zeta", None))
-    assert not missing and (log2(best.lr / 8e-3), best.b1, best.b2) == (lr, b1, b2)
-    assert len(known) <= 7 + 5 + 1 + 5
-    other, _ = search(played(bowl(-lr - 1, b1, b2)), best._replace(lr=8e-3, b1=0.8, b2=0.99))
+    assert not missing and (log2(best.lr / 16e-3), best.b1, best.b2) == (lr, b1, b2)
+    assert len(known) <= 8 + 6 + 1 + 10
+    other, _ = search(played(bowl(-lr - 1, b1, b2)), best._replace(lr=16e-3, b1=0.7, b2=0.99))
     assert other.lr != best.lr
 
 
@@ -59,7 +59,7 @@ def test_what_is_known_is_not_run_again_and_the_end_is_the_same():
     whole = played(loss)
     for kept in range(0, len(whole), 3):
         assert played(loss, known=dict(list(whole.items())[:kept])) == whole
-    assert {s.seed for s in whole} == {convergence.SEARCHED, *range(5)}
+    assert {s.seed for s in whole} == {convergence.SEARCHED, *range(10)}
     assert len({s for s in played(loss, "muon") if s.b2 != 0.99}) == 0  # which has no b2
 
 

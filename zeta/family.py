@@ -15,12 +15,12 @@ from zeta.stages import (
     Step,
     ema,
     entries,
+    equilibrate,
     keeps,
     match_rms,
     mean_cols,
     mean_rows,
     nesterov,
-    nonzero,
     one,
     per_col,
     per_row,
@@ -128,19 +128,16 @@ def rank1_both(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonaliz
 
 @keeps(exp_avg=entries)
 def eta(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> Step:
-    """Eta, our own: the Nesterov momentum is whitened by its own rows and columns, and no variance is kept.
+    """Eta: Muon on a Nesterov momentum whose rows and columns are of one size, in place of Zeta's variance.
 
-    Zeta's V makes an element-wise quotient, which changes the spectrum itself; dividing rows, then columns, by their
-    RMS is a two-sided diagonal scaling. A row or column whose gradient is zero is not moved: its fading momentum would
-    be scaled to full size. MuonEq (arXiv 2603.28254) has such a normalisation, too.
+    Zeta's V makes an element-wise quotient, which changes the spectrum itself; this is a two-sided diagonal scaling, of
+    the kind that MuonEq (arXiv 2603.28254) has. Ours are its order, and that lines without a gradient do not move. The
+    scale is Muon's: brought to Zeta's, a matrix whose gradient has a low rank would move further in its few directions.
     """
-    b1, xp = hyper.betas[0], array_namespace(g)
+    b1 = hyper.betas[0]
     m = ema(state["exp_avg"], g, b1)
-    x = nesterov(m, g, b1)
-    rows, cols = (xp.astype(xp.any(g != 0, axis=axis, keepdims=True), x.dtype) for axis in (-1, -2))
-    x = x * rows / nonzero(mean_rows(x * x)) ** 0.5
-    x = x * cols / nonzero(mean_cols(x * x)) ** 0.5
-    return to_rms(orthogonalize(x)), {"exp_avg": m}
+    u = orthogonalize(equilibrate(nesterov(m, g, b1), g))
+    return match_rms(u), {"exp_avg": m}
 
 
 @keeps(exp_avg=entries)

@@ -122,6 +122,17 @@ def whiten(x: Array, v: Array, eps: float) -> Array:
     return x / (array_namespace(x).sqrt(v) + eps)
 
 
+def equilibrate(x: Array, g: Array) -> Array:
+    """x (..., rows, cols), its rows, then its columns at an RMS of one; zero where a whole row or column of g is.
+
+    A dead unit's fading momentum would be brought to full size otherwise.
+    """
+    xp = array_namespace(x)
+    rows, cols = (xp.astype(xp.any(g != 0, axis=axis, keepdims=True), x.dtype) for axis in (-1, -2))
+    x = x * rows / nonzero(mean_rows(x * x)) ** 0.5
+    return x * cols / nonzero(mean_cols(x * x)) ** 0.5
+
+
 def to_rms(u: Array) -> Array:
     """u (..., rows, cols) at an RMS of 0.2 (arXiv 2502.16982): about that of AdamW's updates, so its lr fits."""
     rows, cols = u.shape[-2:]
