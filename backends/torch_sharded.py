@@ -35,7 +35,10 @@ def save_sharded(folder: Path | str, params: Any, optimizers: Any, settings: Map
     save(dict(named_state(params, optimizers)), checkpoint_id=part)
     if first:
         (part / SETTINGS).write_text(text)
+        for path in (part / SETTINGS, part):  # torch itself does so for its files
+            _sync(path)
         os.replace(part, folder)
+        _sync(folder.parent)
     _barrier()
 
 
@@ -90,6 +93,13 @@ def _load(arrays: dict[str, Any], folder: Path | str, alone: bool = False) -> No
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # torch 2.13 says so of one process
         load(arrays, checkpoint_id=folder, no_dist=alone)
+
+
+def _sync(path: Path) -> None:
+    """Sees to it that a file, or the names in a folder, outlast a power cut."""
+    file = os.open(path, os.O_RDONLY)
+    os.fsync(file)
+    os.close(file)
 
 
 def _barrier() -> None:

@@ -1,4 +1,4 @@
-"""Runs of the examples in processes of their own, which SIGKILL ends in a known moment."""
+"""Runs of examples and benchmarks in processes of their own, which SIGKILL ends in a known moment."""
 
 import os
 import signal
@@ -6,11 +6,12 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from itertools import count
-from multiprocessing import get_context
+from multiprocessing import Pipe, get_context
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
-sys.path.append(str(Path(__file__).parent.parent / "examples"))
+sys.path += [str(Path(__file__).parent.parent / folder) for folder in ("examples", "bench")]
 LOADED = ["torch._dynamo", "torch.distributed.fsdp", "zeta.backends.torch"]
 
 
@@ -68,3 +69,22 @@ def example(name: str, step: int, arguments: list[str]) -> None:
 
         register_optimizer_step_post_hook(count_step)
     module.main(arguments)
+
+
+def convergence(runs: int, arguments: list[str]) -> None:
+    """bench/convergence.py, until so many runs are written, and others are under way."""
+    import convergence
+
+    calls, fsync = count(1), os.fsync
+    os.fsync = lambda *args: (fsync(*args), next(calls) == runs and kill())
+    convergence.worker = worker
+    convergence.main(arguments)
+
+
+def worker() -> Any:
+    """One of convergence.py's as a thread: no process that imports torch again."""
+    import convergence
+
+    mine, its = Pipe()
+    Thread(target=convergence.serve, args=(its,), daemon=True).start()
+    return mine

@@ -1,13 +1,11 @@
 """bench/convergence.py: its search, its statistics, its runs, and that a kill costs no more than what was running."""
 
-import subprocess
 import sys
 from importlib import import_module
 from math import inf, log2
-from multiprocessing import Pipe
 from pathlib import Path
-from threading import Thread
 
+import killed_runs
 import pytest
 import torch
 
@@ -145,26 +143,15 @@ def test_a_run_learns_and_depends_on_its_setting_alone():
     assert contenders.train(s._replace(lr=1e30), task, every=6)["final"] is None
 
 
-def thread():
-    """A worker in this process: no second library to import."""
-    mine, its = Pipe()
-    Thread(target=convergence.serve, args=(its,), daemon=True).start()
-    return mine
-
-
 def test_a_killed_run_goes_on(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(convergence, "worker", thread)
+    monkeypatch.setattr(convergence, "worker", killed_runs.worker)
     out = tmp_path / "runs.jsonl"
     flags = ["--tasks", "vit", "--optimizers", "adamw", "--steps", "2", "--workers", "1", "--out", str(out)]
-    command = [sys.executable, str(BENCH / "convergence.py"), "run", *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        for _ in range(4):
-            process.stdout.readline()
-        process.kill()
+    assert killed_runs.is_killed(killed_runs.convergence, 4, ["run", *flags])
     before = read(out)
     with out.open("a") as file:
         file.write('{"task": "vit", "opt')  # as a kill while writing leaves it
-    assert len(before) >= 4 and read(out) == before
+    assert len(before) == 4 and read(out) == before
     with pytest.raises(SystemExit, match="no optimizer is finished"):
         main(["table", *flags])
 

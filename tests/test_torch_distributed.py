@@ -1,7 +1,6 @@
 """Ranks of torch.distributed: however the parameters lie on them, ten steps are those of one process."""
 
 import re
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 import communication  # noqa: E402
 import torch_ranks  # noqa: E402
+from killed_runs import context  # noqa: E402
 from torch.multiprocessing import start_processes  # noqa: E402
 from torch_ranks import Model, mlp, optimizer, read, start, taking_turns, train, train_mlp  # noqa: E402
 
@@ -37,7 +37,7 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.found = folder, {}
-        get_context("forkserver").set_forkserver_preload(["torch_ranks"])  # torch is imported once for all ranks
+        context()  # where ranks start with torch in place
 
     def __call__(self, ranks: int) -> list[dict[str, Any]]:
         if ranks not in self.found:
