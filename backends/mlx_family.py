@@ -12,7 +12,7 @@ import mlx.core as mx
 from zeta import family, preconditioned
 from zeta.core import Hyper
 
-from .mlx import Zeta
+from .mlx_optimizer import Zeta
 
 Rate = float | Callable[[mx.array], mx.array]
 _LR = Hyper().lr

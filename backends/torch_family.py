@@ -16,8 +16,8 @@ from zeta.layout import Route, piece
 from zeta.stages import Keeps, Rule
 from zeta.storage import part, viewed
 
-from .torch import Batch, Pieces, Zeta
 from .torch_newton_schulz import largest, newton_schulz, stack, unstack
+from .torch_optimizer import Batch, Pieces, Zeta
 from .torch_state import round_back, widen
 
 _DEFAULT = Hyper()

@@ -39,7 +39,7 @@ def torch_symmetric(x, c, dtype):
 
 def mlx_symmetric(x, c, dtype):
     mx = pytest.importorskip("mlx.core")
-    from zeta.backends import mlx as backend
+    from zeta.backends import mlx_newton_schulz as backend
 
     x, c = (mx.array(array.astype(np.float32)).astype(getattr(mx, dtype)) for array in (x, c))
     return np.array(backend.symmetric(x, x.mT, c, 0.5, 2.0, 1.5).astype(mx.float32), dtype=np.float64)

@@ -1,0 +1,218 @@
+"""The optimizer for torch: `zeta.core.update` on stacks of matrices, in place, and torch's own AdamW for the rest."""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from copy import deepcopy
+from math import sqrt
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from zeta import family
+from zeta.core import COEFFICIENTS, Hyper
+from zeta.layout import Route, batches, piece
+from zeta.stages import Keeps
+from zeta.steps import Steps, chosen
+
+from .torch_adamw import adamw
+from .torch_distributed import Ranks
+from .torch_groups import check_gradients, check_group, check_values, group_routes
+from .torch_newton_schulz import largest, matrix_norm, newton_schulz_, stack, unstack
+from .torch_places import Place
+from .torch_state import VERSION, check_state, load_values, plain, prepare, round_back, wanted, widen
+
+_DEFAULT = Hyper()
+Batch = dict[tuple[Tensor, int], tuple[int, ...]]
+Pieces = Callable[[str], list[Tensor]]  # of the state's key, for each of a batch
+
+
+class Zeta(torch.optim.Optimizer):
+    """Zeta for the matrices and AdamW for the rest, in one object: `Zeta(param_groups(model), lr=1e-3)`.
+
+    `param_groups` reads the model; with `model.named_parameters()` names and shapes decide alone. A group's `treatment`
+    ("zeta" or "adamw") overrules them. Moments are float32 or better; a narrower parameter keeps what rounding took off
+    it, so that no small step is lost. `ns_steps="auto"` takes as many Newton-Schulz steps as a matrix's shape needs
+    (`zeta.auto_coefficients`). Each group has its own copy of a tensor `lr`: change `group["lr"]`. Raises ValueError
+    for values out of range, TypeError for sparse or complex gradients, always before anything is changed.
+
+    Over ranks each matrix is orthogonalised by one of them. DTensors (FSDP2, tensor parallel) tell all; DDP needs
+    `process_group`, the ranks that hold the same parameters. `shard_state` leaves each rank the state of a part: rank
+    0's `state_dict()` is not the whole then, `save_sharded` is. `comm_dtype` rounds what travels. All ranks must have
+    gradients of the same parameters (zeros, where an expert saw no token), or the step raises RuntimeError.
+    """
+
+    @property
+    def keeps(self) -> Keeps:
+        """What is kept for a matrix."""
+        return family.zeta.keeps
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = _DEFAULT.lr,
+        betas: tuple[float, float] = _DEFAULT.betas,
+        eps: float = _DEFAULT.eps,
+        weight_decay: float = _DEFAULT.weight_decay,
+        *,
+        coefficients: Steps = COEFFICIENTS["jordan"],
+        ns_steps: int | Literal["auto"] | None = None,
+        ns_dtype: torch.dtype | None = None,
+        treatment: str | None = None,
+        maximize: bool = False,
+        process_group: Any = None,
+        shard_state: bool = False,
+        comm_dtype: torch.dtype | None = None,
+    ) -> None:
+        self._ranks = Ranks(process_group, shard_state, comm_dtype)
+        defaults: dict[str, Any] = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        defaults |= dict(
+            coefficients=chosen(coefficients, ns_steps), ns_dtype=ns_dtype, treatment=treatment, maximize=maximize
+        )
+        super().__init__(params, defaults | {"version": VERSION})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if "ns_steps" in param_group:
+            coefficients = param_group.get("coefficients", self.defaults["coefficients"])
+            param_group = param_group | {"coefficients": chosen(coefficients, param_group["ns_steps"])}
+            del param_group["ns_steps"]
+        check_group(self.defaults | param_group, known=set(self.defaults))
+        before = len(self.param_groups)
+        try:
+            super().add_param_group(param_group)
+            self._complete(self.param_groups[-1])
+        except BaseException:  # a warning that is made an error, too
+            del self.param_groups[before:]
+            raise
+
+    def _complete(self, group: dict[str, Any]) -> None:
+        """Gives a new group what the optimizer needs. Raises ValueError where it cannot take the group."""
+        self._check(group)
+        if isinstance(group["lr"], Tensor):
+            group["lr"] = group["lr"].clone()  # shared, a scheduler that multiplies in place would do so once a group
+        group["routes"] = group_routes(group)
+        if "param_names" not in group and group["treatment"] is None and any(p.ndim > 1 for p in group["params"]):
+            shapes = sorted({tuple(p.shape) for p in group["params"] if p.ndim > 1})
+            warnings.warn(
+                f"parameters of shapes {shapes} have no names: embeddings and output heads cannot be told from other "
+                "matrices, so all go to Zeta; pass zeta.backends.torch.param_groups(model) or named_parameters()",
+                stacklevel=5,
+            )
+
+    def _check(self, group: dict[str, Any]) -> None:
+        """Raises ValueError for values out of range: of a new group, and of what was written into it since."""
+        check_values(group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._ranks.shard and any(self._ranks.parted(p) for group in self.param_groups for p in group["params"]):
+            raise TypeError(
+                "shard_state=True leaves each rank the state of a part, so that a copy could not step alone: "
+                "copy through save_sharded and load_sharded"
+            )
+        return super().__getstate__()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if not hasattr(self, "_ranks"):  # a copy: process groups are not copied, so it steps alone
+            self._ranks = Ranks()
+
+    def needs(self) -> dict[Tensor, dict[str, tuple[int, ...]]]:
+        """The keys of each parameter's state, with their shapes."""
+        pairs = ((p, Route(*r)) for g in self.param_groups for p, r in zip(g["params"], g["routes"], strict=True))
+        return {p: wanted(p, r, self.keeps) for p, r in pairs}
+
+    def place(self, p: Tensor) -> Place | None:
+        """Where the ranks keep p and its state; None where this process alone knows of it."""
+        return self._ranks.place(p)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Takes one step; returns the closure's loss, if one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        check_gradients(self.param_groups)
+        if not torch.compiler.is_compiling():  # which could not trace them
+            for group in self.param_groups:
+                self._check(group)
+        self._ranks.agree(p for group in self.param_groups for p in group["params"])
+        for group in self.param_groups:
+            with_routes = zip(group["params"], group["routes"], strict=True)
+            routes = {p: Route(*r) for p, r in with_routes if p.grad is not None}
+            for p, r in routes.items():
+                prepare(self.state[p], p, r, self.keeps, self._ranks.place(p))
+            adamw([p for p, r in routes.items() if r.treatment == "adamw"], self.state, group, self.place)
+            matrices = {p: r for p, r in routes.items() if r.treatment == "zeta"}
+            alone: dict[Any, tuple[Route, Any]] = {
+                p: (r, (p.dtype, p.device)) for p, r in matrices.items() if self._ranks.place(p) is None
+            }
+            for batch in batches(alone):
+                self._zeta(group, batch, routes)
+            self._ranks.step(self.state, group, {p: r for p, r in matrices.items() if p not in alone})
+            self._ranks.publish(routes)
+        return loss
+
+    def _zeta(self, group: dict[str, Any], batch: Batch, routes: dict[Tensor, Route]) -> None:
+        """`zeta.core.update` for matrices of one shape, in place; the plain formulas stand beside the lines."""
+        eps, lr = group["eps"], group["lr"]
+        if isinstance(lr, Tensor):
+            device = next(iter(batch))[0].device
+            lr = lr.reshape(()).to(device, non_blocking=True)  # foreach takes no scalar of another device or shape
+
+        def pieces(key: str) -> list[Tensor]:
+            return [piece(self.state[p][key], routes[p], i) for p, i in batch]
+
+        views = list(batch.values())
+        g = stack([piece(p.grad, routes[p], i) for p, i in batch], views).to(pieces("exp_avg")[0].dtype)
+        if group["maximize"]:
+            g.neg_()
+        moved = (largest(g) != 0).to(g.dtype)
+        x = self._whiten(g, pieces, views, group)
+        u = newton_schulz_(x, group["coefficients"], group["ns_dtype"])
+        u *= lr * moved * self._scale(u, eps)
+
+        params = [piece(p, routes[p], i) for p, i in batch]  # views: what is written to them is written to p
+        narrow = params[0].dtype != u.dtype
+        wide = widen(params, pieces("remainder")) if narrow else params
+        torch._foreach_mul_(wide, 1 - lr * group["weight_decay"])  # w = (1 - lr weight_decay) w - u
+        torch._foreach_sub_(wide, unstack(u, wide))
+        if narrow:
+            round_back(params, pieces("remainder"), wide)
+
+    def _whiten(self, g: Tensor, pieces: Pieces, views: list[tuple[int, ...]], group: dict[str, Any]) -> Tensor:
+        """m / (sqrt(v) + eps) of the stacked matrices, written over the gradient, after the moments' step."""
+        (b1, b2), m, v = group["betas"], pieces("exp_avg"), pieces("exp_avg_sq")
+        grads = unstack(g, m)
+        torch._foreach_lerp_(m, grads, 1 - b1)  # m = b1 m + (1 - b1) g
+        torch._foreach_mul_(v, b2)
+        torch._foreach_addcmul_(v, grads, grads, 1 - b2)  # v = b2 v + (1 - b2) g g
+        x = stack(m, views, out=g)
+        x /= stack(v, views).sqrt_().add_(group["eps"])
+        return x
+
+    def _scale(self, u: Tensor, eps: float) -> Any:
+        """What brings the updates u (count, rows, cols) to an RMS of 0.2."""
+        return 0.2 * sqrt(u[0].numel()) / (matrix_norm(u) + eps)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues from what `state_dict()` gave: float32 moments stay float32, nothing is shared with the argument.
+
+        Raises ValueError for state of other shapes, of another optimizer or version, and changes nothing then. Hooks
+        are called as torch.optim.Optimizer does, whose own form, torch 2.13, rounds moments to the parameter's dtype.
+        """
+        state_dict = state_dict.copy()
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = before(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        check_state(self.param_groups, state_dict, self.keeps, self.place)
+        state = defaultdict(dict, load_values(self.param_groups, state_dict, self.place))
+        groups = []
+        for group, saved in zip(self.param_groups, deepcopy(state_dict["param_groups"]), strict=True):
+            own = {key: group[key] for key in ("params", "routes")}
+            tuples = {key: plain(saved[key]) for key in ("betas", "coefficients")}
+            groups.append({key: group[key] for key in ("param_names",) if key in group} | saved | own | tuples)
+        self.__setstate__({"state": state, "param_groups": groups})
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
