@@ -14,7 +14,7 @@ import model
 import on_mlx
 
 from zeta import forms, samples
-from zeta.backends import mlx as backend
+from zeta.backends import mlx_optimizer as backend  # where Newton-Schulz is replaced
 from zeta.layout import cut
 from zeta.routing import route
 
