@@ -17,10 +17,10 @@ from zeta.stages import Keeps
 from zeta.steps import Steps, chosen
 
 from .torch_adamw import adamw
-from .torch_distributed import Ranks
 from .torch_groups import check_gradients, check_group, check_values, group_routes
 from .torch_newton_schulz import largest, matrix_norm, newton_schulz_, stack, unstack
 from .torch_places import Place
+from .torch_ranks import Ranks
 from .torch_state import VERSION, check_state, load_values, plain, prepare, round_back, wanted, widen
 
 _DEFAULT = Hyper()

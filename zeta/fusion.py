@@ -16,7 +16,7 @@ UNSURE = re.compile(r"^(in_proj|in_proj_(qkv\w*|ba)|kv_b_proj|kv_a_proj_with_mqa
 class Layer(NamedTuple):
     """What is known about the layer of a parameter, from its name or from the model."""
 
-    kind: str  # "embedding", "head", "norm", "bias", "convolution", "lora", or "matrix" for all else
+    kind: str  # "embedding", "head", "norm", "bias", "convolution", "lora", "quantisation scale"; "matrix" for all else
     name: str = ""  # its own name, not its path: "c_attn"
     transposed: bool | None = None  # the weight is (..., in, out); None if unknown
     heads: int = 0  # of the attention that it belongs to; 0 if unknown
