@@ -10,8 +10,8 @@ from contenders import CONTENDERS
 
 matplotlib.use("agg")
 from matplotlib.figure import Figure
+from scipy.stats import t as student
 
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 10: 2.262, 20: 2.093}  # t at 97.5 %, by the number of values
 Runs = dict[str, list[dict[str, Any]]]  # optimizer -> its runs on the fresh seeds, in the seeds' order
 TITLES = {"lm": "language model", "moe": "mixture of experts", "vit": "vision transformer on digits"}
 COLOURS, GREY = {"eta": "#d1602a", "zeta": "#0b6fb8"}, "#4a4a5a"
@@ -60,7 +60,7 @@ def interval(values: list[float]) -> tuple[float, float]:
     if not all(value < inf for value in values):
         return inf, inf
     n = len(values)
-    return mean(values), STUDENT[n] * stdev(values) / sqrt(n) if n > 1 else inf
+    return mean(values), float(student.ppf(0.975, n - 1)) * stdev(values) / sqrt(n) if n > 1 else inf
 
 
 def steps_to(runs: list[dict[str, Any]], adamw: list[dict[str, Any]]) -> float:
