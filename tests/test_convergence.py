@@ -62,7 +62,7 @@ def test_what_is_known_is_not_run_again_and_the_end_is_the_same():
 
 
 def test_interval_is_student_s():
-    assert standings.interval([1, 2, 3, 4, 5]) == pytest.approx((3, 1.963), rel=1e-4)
+    assert standings.interval([1, 2, 3, 4, 5]) == pytest.approx((3, 1.96324), rel=1e-5)
     assert standings.interval([1, 3]) == pytest.approx((2, 12.706), rel=1e-4)
     assert standings.interval([1, 2, 3, 4, 5])[1] != pytest.approx(1.96 * 1.5811 / 5**0.5, rel=1e-2)  # not the normal's
     assert standings.interval([1, inf]) == (inf, inf)
