@@ -31,10 +31,10 @@ lint: .venv/test
 
 .venv/made:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(TOO_OLD)" % sys.version_info[:3])'
-	$(PYTHON) -m venv --clear .venv
+	$(PYTHON) -m venv .venv
 	touch $@
 
-.venv/train: pyproject.toml constraints.txt | .venv/made
+.venv/train: pyproject.toml constraints.txt .venv/made
 	$(INSTALL) '.[torch,mlx,train]'
 	touch $@
 

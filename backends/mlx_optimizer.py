@@ -110,7 +110,7 @@ class Zeta(Optimizer):
         grads, params = dict(tree_flatten(gradients)), dict(tree_flatten(parameters))
         check_step(grads, params)
         if self._loaded:
-            check_names(self.state, params)
+            check_names(self.state, params, grads)
         routes = {name: self._route(name, params[name]) for name in grads}
         states = self._states(grads)
         if any(wanted(params[n], routes[n], self.rule.keeps).keys() - s for n, s in states.items()):

@@ -1,6 +1,7 @@
 """Which of a torch model's parameters goes where: `param_groups`, and what a group of `Zeta` may hold."""
 
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -54,6 +55,10 @@ def check_values(group: dict[str, Any]) -> None:
             f"a group has {given} routes for {len(group['params'])} parameters: give each its own, and add parameters "
             "with add_param_group"
         )
+    for name in ("lr", "weight_decay"):
+        value = group[name]
+        if not isinstance(value, Real) and not (isinstance(value, Tensor) and value.numel() == 1):
+            raise ValueError(f"{name} is {value!r}, but must be a number or a tensor of one")
     Hyper(**{name: group[name] for name in ("lr", "betas", "eps", "weight_decay")})
     check_steps(group["coefficients"])
     check_dtype("ns_dtype", group["ns_dtype"])
@@ -70,7 +75,9 @@ def check_parameters(named: Iterable[tuple[str, Tensor]]) -> None:
     for name, p in named:
         if p.requires_grad and p.dtype not in FLOATS:
             types = f"{p.dtype}, but Zeta steps {', '.join(map(str, FLOATS))}"
-            raise TypeError(f"the parameter {name} is {types}: store it as one of those, or freeze it")
+            raise TypeError(
+                f"the parameter {name or tuple(p.shape)} is {types}: store it as one of those, or freeze it"
+            )
         if getattr(p, "_fsdp_flattened", False):
             raise ValueError(
                 f"the parameter {name} is part of a flat one of FullyShardedDataParallel, which shows no matrices: "

@@ -66,6 +66,7 @@ class Zeta(torch.optim.Optimizer):
         comm_dtype: torch.dtype | None = None,
     ) -> None:
         self._ranks = Ranks(process_group, shard_state, comm_dtype)
+        self._coefficients = coefficients  # of which a group's own ns_steps takes the first
         defaults: dict[str, Any] = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         defaults |= dict(
             coefficients=chosen(coefficients, ns_steps), ns_dtype=ns_dtype, treatment=treatment, maximize=maximize
@@ -74,7 +75,7 @@ class Zeta(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         if "ns_steps" in param_group:
-            coefficients = param_group.get("coefficients", self.defaults["coefficients"])
+            coefficients = param_group.get("coefficients", self._coefficients)
             param_group = param_group | {"coefficients": chosen(coefficients, param_group["ns_steps"])}
             del param_group["ns_steps"]
         check_group(self.defaults | param_group, known=set(self.defaults))
@@ -115,7 +116,7 @@ class Zeta(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if not hasattr(self, "_ranks"):  # a copy: process groups are not copied, so it steps alone
-            self._ranks = Ranks()
+            self._ranks, self._coefficients = Ranks(), self.defaults["coefficients"]
 
     def needs(self) -> dict[Tensor, dict[str, tuple[int, ...]]]:
         """The keys of each parameter's state, with their shapes."""
@@ -137,7 +138,8 @@ class Zeta(torch.optim.Optimizer):
         if not torch.compiler.is_compiling():  # which could not trace them
             for group in self.param_groups:
                 self._check(group)
-        self._ranks.agree(p for group in self.param_groups for p in group["params"])
+        params = (p for group in self.param_groups for p in group["params"])
+        self._ranks.agree(p for p in params if p.requires_grad or p.grad is not None)
         for group in self.param_groups:
             with_routes = zip(group["params"], group["routes"], strict=True)
             routes = {p: Route(*r) for p, r in with_routes if p.grad is not None}

@@ -222,7 +222,8 @@ class TestErrors:
             ({"betas": (0.9, "0.99")}, "betas is"),
             ({"lr": "1e-3"}, "lr is '1e-3', but must be a number"),
             ({"weight_decay": None}, "weight_decay is None"),
-            ({"eps": 0}, "eps is 0, but must be > 0"),
+            ({"eps": 0}, "eps is 0.0, but must be at least"),
+            ({"eps": 1e-50}, "eps is 1e-50"),
         ],
     )
     def test_values_out_of_range(self, setting, message):

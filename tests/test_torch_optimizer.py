@@ -7,12 +7,14 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from zeta.backends import torch as backend  # noqa: E402
 from zeta.backends.torch import Zeta, load_named_state, named_state, newton_schulz, param_groups  # noqa: E402
+from zeta.core import COEFFICIENTS  # noqa: E402
 from zeta.layout import Route  # noqa: E402
 
 schedulers = torch.optim.lr_scheduler
@@ -377,6 +379,21 @@ def test_a_groups_own_number_of_steps():
     assert len(group["coefficients"]) == 3 and "ns_steps" not in group
     with pytest.raises(ValueError, match="ns_steps is 9"):
         Zeta(param_groups(model, ns_steps=9))
+    for default, own in ((3, 5), ("auto", 5), (3, "auto")):  # a group's own is of all the coefficients
+        (group,) = Zeta([{**groups[0], "ns_steps": own}], ns_steps=default).param_groups
+        assert group["coefficients"] == ("auto" if own == "auto" else COEFFICIENTS["jordan"])
+
+
+def test_a_rate_that_torch_cannot_use_is_refused_before_anything_moves():
+    model = Model()
+    optimizer = Zeta(param_groups(model))
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    for wrong in (np.array(1e-3), torch.ones(2)):
+        optimizer.param_groups[0]["lr"] = wrong
+        with pytest.raises(ValueError, match=r"lr is .*, but must be a number or a tensor of one"):
+            optimizer.step()
+    assert not optimizer.state
 
 
 def test_a_vector_is_no_input_of_newton_schulz():

@@ -15,6 +15,7 @@ from array_api_compat import array_namespace
 Array = Any  # an array of whichever library the caller uses
 State = dict[str, Array]
 Coefficients = tuple[tuple[float, float, float], ...]
+SMALLEST = 2**-126  # of float32's normal numbers
 
 
 class Orthogonalize(Protocol):
@@ -39,8 +40,10 @@ class Hyper:
                 object.__setattr__(self, name, float(value))  # a NumPy scalar would widen float32 arrays
             elif name == "eps" or not hasattr(value, "dtype"):
                 raise ValueError(f"{name} is {value!r}, but must be a number")
-        if self.eps == 0:
-            raise ValueError("eps is 0, but must be > 0: it keeps 0 / 0 out where an entry has had no gradient yet")
+        if self.eps < SMALLEST:
+            raise ValueError(
+                f"eps is {self.eps!r}, but must be at least 2**-126: an entry without a gradient yet is 0 / eps"
+            )
         betas = tuple(self.betas) if isinstance(self.betas, Sequence) else ()
         if len(betas) != 2 or not all(isinstance(b, Real) and 0 <= b < 1 for b in betas):
             raise ValueError(f"betas is {self.betas!r}, but must be two numbers in [0, 1)")
