@@ -39,12 +39,10 @@ def steps_for(coefficients: Steps, rows: int, cols: int) -> Coefficients:
 
 def check(coefficients: Any) -> None:
     """Raises ValueError for anything but "auto" and at least one step of three numbers."""
-    if isinstance(coefficients, str) and coefficients == "auto":
-        return
     try:
-        steps = [] if isinstance(coefficients, str) else [(float(a), float(b), float(c)) for a, b, c in coefficients]
+        steps = coefficients == "auto" or [(float(a), float(b), float(c)) for a, b, c in coefficients]
     except (TypeError, ValueError):
-        steps = []
+        steps = False
     if not steps:
         raise ValueError(
             f'coefficients is {coefficients!r}, but must be "auto" or ((a, b, c), ...), one for each step: '
