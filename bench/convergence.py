@@ -165,7 +165,7 @@ def outcomes(known: Known, starts: list[Setting]) -> dict[str, Runs]:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
-    steps = 60 if args.quick else args.steps
+    steps = 40 if args.quick else args.steps
     out = args.out or HERE / ("quick.jsonl" if args.quick else "convergence.jsonl")
     optimizers = args.optimizers or (FIRST if args.quick else CONTENDERS)
     starts = [start_of(t, o, steps) for t, o in ORDER if t in args.tasks and o in optimizers]
@@ -184,7 +184,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("command", choices=["run", "table", "plot"])
     p.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     p.add_argument("--optimizers", nargs="+", choices=CONTENDERS, metavar="NAME", help=", ".join(CONTENDERS))
-    p.add_argument("--quick", action="store_true", help="60 steps a run, the first eight optimizers: some ten minutes")
+    p.add_argument("--quick", action="store_true", help="40 steps a run, the first eight optimizers: some ten minutes")
     p.add_argument("--steps", type=int, metavar="N", help="of every run (default: the task's own)")
     p.add_argument("--workers", type=int, default=2, metavar="N", help="processes of one thread each (2)")
     p.add_argument("--out", type=Path, metavar="FILE", help="the runs, a line each (bench/convergence.jsonl)")
