@@ -1,8 +1,7 @@
 """What earlier versions saved is still read, and continues as it did there.
 
-The files in witnesses/ were written by `python tests/test_witnesses.py` at commit eeb01b6, on a CPU with AVX512_BF16: state
-after three steps, and where three more led. They are never written anew: a file that this version cannot read shows that
-users' runs cannot be resumed either.
+The files in witnesses/ were written by `python tests/test_witnesses.py` at commit eeb01b6: state after three steps, and
+where three more led. They are never written anew: a file that this version cannot read is a run that cannot be resumed.
 """
 
 import sys
