@@ -1,7 +1,7 @@
 """The family for MLX: each is `Zeta` with another rule for the matrices (`zeta.family`, `zeta.preconditioned`).
 
-Arguments, routing, AdamW for the rest, saved state and half-precision parameters are Zeta's; what learning_rate means
-is the rule's to say. A group of ranks is refused.
+Arguments, routing, ranks, AdamW for the rest, saved state and half-precision parameters are Zeta's; what learning_rate
+means is the rule's to say.
 """
 
 from collections.abc import Callable

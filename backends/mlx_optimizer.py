@@ -9,10 +9,10 @@ from mlx.optimizers import Optimizer
 from mlx.utils import tree_map_with_path
 
 from zeta import adamw, family
-from zeta.core import COEFFICIENTS, Hyper
+from zeta.core import COEFFICIENTS, Hyper, Keeps, Rule
 from zeta.layout import Route, batches, check
 from zeta.routing import route, warn_of_doubts
-from zeta.stages import Keeps, Rule, Shape, entries
+from zeta.stages import Shape, entries
 from zeta.steps import Steps, chosen
 from zeta.storage import part, viewed, whole
 
@@ -66,6 +66,12 @@ class Zeta(Optimizer):
         ns_dtype: mx.Dtype | None = None,
         group: mx.distributed.Group | None = None,
     ) -> None:
+        products = coefficients != COEFFICIENTS["jordan"] or ns_steps is not None or ns_dtype is not None
+        if products and not self.rule.orthogonalizes:
+            raise TypeError(
+                f"{type(self).__name__} runs no Newton-Schulz, which coefficients, ns_steps and ns_dtype are for: "
+                "leave them out"
+            )
         hyper = Hyper(0.0 if callable(learning_rate) else learning_rate, betas, eps, weight_decay)  # checks the values
         super().__init__()  # type: ignore[no-untyped-call]
         self._loaded = False  # a state that no step has seen
@@ -75,8 +81,6 @@ class Zeta(Optimizer):
         self.betas, self.eps, self.weight_decay = hyper.betas, hyper.eps, hyper.weight_decay
         self.routes, self.coefficients, self.ns_dtype = routes or {}, chosen(coefficients, ns_steps), ns_dtype
         self.group = group if group is not None and group.size() > 1 else None
-        if self.group and self.rule is not family.zeta:
-            raise ValueError(f"{type(self).__name__} takes no group of ranks: use Zeta, or average the gradients alone")
 
     @property
     def _version(self) -> str:

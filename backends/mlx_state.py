@@ -10,8 +10,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten as _tree_flatten
 
+from zeta.core import Keeps
 from zeta.layout import Route
-from zeta.stages import Keeps
 from zeta.storage import stored
 
 VERSION = "zeta_version_1"  # a key, because its value could not be read while `mx.compile` traces

@@ -1,29 +1,36 @@
 """One step over the ranks of torch.distributed: matrices go to their owners, and updates come back.
 
-`zeta.sharing` plans it. Whitened matrices and updates alone go over the wire; moments stay with the rank that keeps
-them.
+`zeta.sharing` plans it. A rule's first half runs where the entries are; x, sums over the gradient and the state of the
+second half go to a matrix's owner; u and that state come back. Of that state, what has a number for every entry lies as
+its parameter does; all else is whole on every rank, so that the owner reads its own and sends the new one to all.
 """
 
 from collections.abc import Iterator
-from math import sqrt
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from zeta.layout import Route, batches, piece
-from zeta.sharing import Unit, across, part, plan, receivers, senders, size, whole
+from zeta.core import Hyper, Rule
+from zeta.layout import Route, batches, piece, shapes
+from zeta.sharing import Box, Lines, Unit, lines, part, plan, receivers, senders, size, sum_size
+from zeta.stages import entries
+from zeta.storage import part as part_of_state
+from zeta.storage import viewed
 
-from .torch_newton_schulz import matrix_norm, newton_schulz_, stack, unstack
+from . import torch_step, torch_sums
+from .torch_newton_schulz import stack, unstack
 from .torch_places import Place, mine
-from .torch_state import round_back, widen
-from .torch_wire import Way, exchange, take, wait
+from .torch_wire import Mail
+
+Way = tuple[int, Box, tuple[Lines, Lines]]  # (the rank at the other end, which part of a unit, rows and columns in it)
 
 
 class Task(NamedTuple):
     """A unit of work, and all that can be known of it before a step."""
 
     unit: Unit
+    route: Route  # of the whole parameter
     place: Place
     owner: int
     rows: slice | None  # of this rank's part of the parameter; None where it has none of the unit
@@ -31,139 +38,203 @@ class Task(NamedTuple):
     receivers: list[Way]
 
 
+class Whole(NamedTuple):
+    """What the owner of a unit puts together."""
+
+    x: Tensor  # of the unit's shape; later u
+    state: dict[str, Tensor]  # of the unit's shape each
+    sums: dict[str, Tensor]
+
+
 def tasks(routes: dict[Tensor, Route], places: dict[Tensor, Place]) -> list[list[Task]]:
     """Batches of tasks for parameters with places in one process group: the same on all ranks but for `rows`."""
     arrays: dict[Any, Any] = {p: (tuple(p.shape), r, p.dtype, places[p].holders) for p, r in routes.items()}
-    return [[_task(unit, owner, places) for unit, owner in batch] for batch in plan(arrays)]
+    return [[_task(unit, owner, routes, places) for unit, owner in batch] for batch in plan(arrays)]
 
 
-def _task(unit: Unit, owner: int, places: dict[Any, Place]) -> Task:
+def _task(unit: Unit, owner: int, routes: dict[Any, Route], places: dict[Any, Place]) -> Task:
     place, rows = places[unit.key], None
     where = part(place.box, unit)
     if where:
         start = unit.start + where[0].start - place.box[0].start
         rows = slice(start, start + where[0].stop - where[0].start)
     ways = senders(unit, owner, place.holders), receivers(unit, place.holders)
-    return Task(unit, place, owner, rows, list(ways[0]), list(ways[1]))
+    both = [[(rank, at, lines(unit, at)) for rank, at in way] for way in ways]
+    return Task(unit, routes[unit.key], place, owner, rows, *both)
 
 
 def step(
-    states: Any, grads: Any, options: dict[str, Any], batch: list[Task], comm: torch.dtype | None
+    rule: Rule, states: Any, grads: Any, options: dict[str, Any], batch: list[Task], comm: torch.dtype | None
 ) -> Iterator[None]:
-    """`zeta.core.update` for a batch, in place. Pauses while matrices travel, and again while their updates do."""
-    (group, _, me), p = batch[0].place, cast(Tensor, batch[0].unit.key)
+    """`rule.update` for a batch, in place. Pauses while matrices travel, and again while their updates do."""
+    (group, holders, me), p = batch[0].place, cast(Tensor, batch[0].unit.key)
     wide = torch.promote_types(p.dtype, torch.float32)
-    wire = comm or wide
-    here, own = [t for t in batch if t.rows], [t for t in batch if t.owner == me]
+    hyper, wire = torch_step.settings(options, p.device), comm or wide
+    flat = [key for key in rule.carried if rule.keeps[key] is not entries]
 
-    send = outgoing(batch)
-    for task, *tensors in zip(here, *whiten(states, grads, options, here), strict=True):
-        if any(rank == me for rank, _ in task.senders):
-            send[task.owner] += tensors
-    ways = [(rank, cut) for t in own for rank, at in t.senders for cut in (at, across(at, t.unit.route))]
-    travels = any(rank != t.owner for t in batch for rank, _ in t.senders)
-    arriving, work = exchange(send, ways, wire if travels else wide, p.device, group if travels else None)
+    mail = Mail(len(holders), (wire, wide), p.device)
+    first_half(rule, states, grads, options, hyper, [t for t in batch if t.rows], mail, wire, wide)
+    own = [t for t in batch if t.owner == me]
+    expect(rule, own, mail, wire, wide)
+    mail.post(group if any(rank != t.owner for t in batch for rank, _, _ in t.senders) else None)
     yield
-    wait(work)
-    arrived = take(arriving, ways)
-    wholes = [assemble(t, arrived) for t in own]
-    orthogonalize(own, wholes, options)
+    mail.wait()
+    wholes = [put_together(rule, t, mail, wire, wide) for t in own]
 
-    send = outgoing(batch)
-    for t, (u, _) in zip(own, wholes, strict=True):
-        for rank, at in t.receivers:
-            send[rank].append(u[at])
-    ways = [(t.owner, at) for t in here for rank, at in t.receivers if rank == me]
-    travels = any(rank != t.owner for t in batch for rank, _ in t.receivers)
-    arriving, work = exchange(send, ways, wire if travels else wide, p.device, group if travels else None)
+    mail = Mail(len(holders), (wire, wide), p.device)
+    second_half(rule, states, options, hyper, own, wholes)
+    for t, whole in zip(own, wholes, strict=True):
+        for rank, at, _ in t.receivers:
+            mail.send(rank, wire, whole.x[at])
+            for value in whole.state.values():
+                mail.send(rank, wide, value[at])
+        for rank in range(len(holders)):
+            for value in flat_state(rule, states, t) if rank != me else ():
+                mail.send(rank, wide, value)
+    for t in batch:
+        for _, at, _ in (way for way in t.receivers if way[0] == me):
+            mail.expect(t.owner, wire, size(at))
+            for _ in range(len(rule.carried) - len(flat)):
+                mail.expect(t.owner, wide, size(at))
+        for value in flat_state(rule, states, t) if t.owner != me else ():
+            mail.expect(t.owner, wide, tuple(value.shape))
+    mail.post(group if flat or any(rank != t.owner for t in batch for rank, _, _ in t.receivers) else None)
     yield
-    wait(work)
-    move(states, options, here, list(take(arriving, ways)))
+    mail.wait()
+    finish(rule, states, hyper, batch, mail, wire, wide)
 
 
-def whiten(states: Any, grads: Any, options: dict[str, Any], here: list[Task]) -> tuple[list[Tensor], list[Tensor]]:
-    """This rank's parts of the whitened matrices, and where a gradient is not zero, each row (or column) as one."""
-    if not here:
-        return [], []
-    (b1, b2), eps = options["betas"], options["eps"]
-    m, v = ([view(states[t.unit.key][key], t) for t in here] for key in ("exp_avg", "exp_avg_sq"))
-    g = [view(grads[t.unit.key], t).to(a.dtype) for t, a in zip(here, m, strict=True)]
+def first_half(
+    rule: Rule, states: Any, grads: Any, options: Any, hyper: Hyper, here: list[Task], mail: Mail, *dtypes: torch.dtype
+) -> None:
+    """The rule's first half on this rank's parts; into the mail goes what their owners need of them."""
+    (wire, wide), me = dtypes, here[0].place.rank if here else 0
+    g = [view(grads[t.unit.key], t).to(wide, copy=True) for t in here]
     if options["maximize"]:
-        g = list(torch._foreach_neg(g))
-    torch._foreach_lerp_(m, g, 1 - b1)  # m = b1 m + (1 - b1) g
-    torch._foreach_mul_(v, b2)
-    torch._foreach_addcmul_(v, g, g, 1 - b2)  # v = b2 v + (1 - b2) g g
-    x = torch._foreach_sqrt(v)
-    torch._foreach_add_(x, eps)
-    x = torch._foreach_div(m, x)  # m / (sqrt(v) + eps)
-    return list(x), [(a != 0).any(-3 - t.unit.route.axis, keepdim=True) for t, a in zip(here, g, strict=True)]
+        torch._foreach_neg_(g)
+    sends = [next((sides for rank, _, sides in t.senders if rank == me), None) for t in here]
+    sums = [
+        [torch_sums.of_part(x, sides, stage, shape) for stage, shape in rule.summed.values()] if sides else []
+        for x, sides in zip(g, sends, strict=True)
+    ]  # before x is written over the gradient
+    moments = [key for key in rule.keeps if key not in rule.carried]
+    if here:
+        torch_step.local(rule, g, {key: [view(states[t.unit.key][key], t) for t in here] for key in moments}, hyper)
+    for t, x, sides, tensors in zip(here, g, sends, sums, strict=True):
+        if sides:
+            mail.send(t.owner, wire, x)
+            for value in [view(states[t.unit.key][key], t) for key in like_x(rule)] + tensors:
+                mail.send(t.owner, wide, value)
 
 
-def assemble(task: Task, arrived: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
-    """(x of the unit's shape, where its gradient is not zero) from what its senders sent."""
-    parts = [(at, next(arrived), next(arrived)) for _, at in task.senders]
-    if len(parts) == 1:  # it was whole
-        return parts[0][1:]
-    x = parts[0][1].new_empty(task.unit.shape)
-    moved = x.new_zeros(size(across(whole(task.unit.shape), task.unit.route)))
-    for at, there, some in parts:
-        x[at] = there
-        moved[across(at, task.unit.route)] += some
-    return x, moved
+def expect(rule: Rule, own: list[Task], mail: Mail, wire: torch.dtype, wide: torch.dtype) -> None:
+    """Tells the mail what `first_half` of all ranks sends to an owner."""
+    for t in own:
+        for rank, at, _ in t.senders:
+            mail.expect(rank, wire, size(at))
+            for _ in like_x(rule):
+                mail.expect(rank, wide, size(at))
+            for _, shape in rule.summed.values():
+                mail.expect(rank, wide, sum_size(shape, t.unit, at))
 
 
-def orthogonalize(own: list[Task], wholes: list[tuple[Tensor, Tensor]], options: dict[str, Any]) -> None:
-    """Each x becomes the update for lr 1: 0.2 sqrt(rows cols) / |u| u; zero for a matrix without a gradient."""
+def put_together(rule: Rule, t: Task, mail: Mail, wire: torch.dtype, wide: torch.dtype) -> Whole:
+    """A unit of what its senders sent."""
+    names, x, state = rule.summed, None, dict[str, Tensor]()
+    sums: dict[str, list[Any]] = {key: [] for key in names}
+    for _, at, sides in t.senders:
+        arrived = {"x": mail.take(wire)} | {key: mail.take(wide) for key in like_x(rule)}
+        for key, value in arrived.items():
+            if len(t.senders) > 1 and key not in state:
+                state[key] = value.new_empty(t.unit.shape)
+            if len(t.senders) > 1:
+                state[key][at] = value
+            else:
+                state[key] = value
+        for key in names:
+            sums[key].append((sides, mail.take(wide)))
+    x = state.pop("x")
+    return Whole(
+        x, state, {key: torch_sums.put_together(sums[key], t.unit, shape) for key, (_, shape) in names.items()}
+    )
+
+
+def second_half(rule: Rule, states: Any, options: Any, hyper: Hyper, own: list[Task], wholes: list[Whole]) -> None:
+    """Each x becomes u, and the state that was put together, or that this rank has whole, what it is after the step."""
     routes = {i: t.unit.route for i, t in enumerate(own)}
     for batch in batches({i: (r, None) for i, r in routes.items()}):
-        views = list(batch.values())
-        pieces = [piece(wholes[i][0], routes[i], k) for i, k in batch]
-        flags = [
-            piece(wholes[i][1], routes[i], k).reshape(view[0], -1) for (i, k), view in zip(batch, views, strict=True)
-        ]
-        dtype = torch.promote_types(pieces[0].dtype, torch.float32)
-        u = newton_schulz_(stack(pieces, views).to(dtype), options["coefficients"], options["ns_dtype"])
-        moved = torch.cat([(flag != 0).any(1) for flag in flags]).to(dtype)[:, None, None]
-        u = u * (0.2 * sqrt(u[0].numel()) * moved / (matrix_norm(u) + options["eps"]))
-        for x, update in zip(pieces, unstack(u, pieces), strict=True):
-            x.copy_(update)
+        views, names = list(batch.values()), rule.summed
+        x = [piece(wholes[i].x, routes[i], k) for i, k in batch]
+        kept = {key: [piece(wholes[i].state[key], routes[i], k) for i, k in batch] for key in like_x(rule)}
+        kept |= {
+            key: [flat_piece(rule, key, states, own[i], k) for i, k in batch] for key in rule.carried if key not in kept
+        }
+        sums = {
+            key: torch.cat([torch_sums.of_piece(wholes[i].sums[key], shape, routes[i], k) for i, k in batch])
+            for key, (_, shape) in names.items()
+        }
+        state = {key: stack(kept[key], [viewed(rule.keeps[key], v) for v in views]) for key in rule.carried}
+        wide = next(iter(sums.values())).dtype
+        u, state = torch_step.whole(rule, stack(x, views).to(wide), sums, state, options, hyper)
+        for old, new in [(x, u), *((kept[key], value) for key, value in state.items())]:
+            torch._foreach_copy_(old, unstack(new, old))
 
 
-def move(states: Any, options: dict[str, Any], here: list[Task], updates: list[Tensor]) -> None:
-    """w = (1 - lr weight_decay) w - lr u, for this rank's parts."""
-    if not here:
-        return
-    params = [view(t.unit.key, t) for t in here]
-    rests = [view(states[t.unit.key]["remainder"], t) for t in here] if "remainder" in states[here[0].unit.key] else []
-    wide = widen(params, rests) if rests else params
-    lr = options["lr"]
-    if isinstance(lr, Tensor):
-        lr = lr.reshape(()).to(params[0].device, non_blocking=True)
-    torch._foreach_mul_(wide, 1 - lr * options["weight_decay"])
-    torch._foreach_sub_(wide, torch._foreach_mul([u.to(wide[0].dtype) for u in updates], lr))
-    if rests:
-        round_back(params, rests, wide)
+def finish(
+    rule: Rule, states: Any, hyper: Hyper, batch: list[Task], mail: Mail, wire: torch.dtype, wide: torch.dtype
+) -> None:
+    """Moves this rank's parts, and takes in the state that came back with their updates."""
+    updates = []
+    here, me = [t for t in batch if t.rows], batch[0].place.rank
+    for t in batch:
+        if t.rows:
+            updates.append(mail.take(wire))
+            for key in like_x(rule):
+                view(states[t.unit.key][key], t).copy_(mail.take(wide))
+        for value in flat_state(rule, states, t) if t.owner != me else ():
+            value.copy_(mail.take(wide))
+    if here:
+        params = [view(t.unit.key, t) for t in here]
+        rests = [view(states[t.unit.key]["remainder"], t) for t in here if "remainder" in states[t.unit.key]]
+        torch_step.apply(params, rests, [u.to(wide) for u in updates], hyper)
+
+
+def like_x(rule: Rule) -> list[str]:
+    """The keys of the second half's state that has a number for every entry."""
+    return [key for key in rule.carried if rule.keeps[key] is entries]
+
+
+def flat_state(rule: Rule, states: Any, t: Task) -> list[Tensor]:
+    """The second half's other state of a unit, which all ranks have whole: views, piece by piece."""
+    keys = [key for key in rule.carried if rule.keeps[key] is not entries]
+    return [flat_piece(rule, key, states, t, i) for key in keys for i in range(len(shapes(t.route)))]
+
+
+def flat_piece(rule: Rule, key: str, states: Any, t: Task, i: int) -> Tensor:
+    """That of the i-th piece (count, ...) of each of a unit's matrices."""
+    kept, (count, _, _) = rule.keeps[key], t.unit.route.matrices
+    stored: Tensor = part_of_state(states[t.unit.key][key], kept, t.route, i)
+    start = t.unit.start * count // t.unit.shape[0]
+    return stored.view(viewed(kept, shapes(t.route)[i]))[start : start + count]
 
 
 def publish(params: list[Tensor], places: dict[Tensor, Any]) -> Iterator[None]:
     """Every rank's part of each parameter to all other ranks. Pauses while they travel."""
-    first = places[params[0]]
-    send = [[mine(p, places[p]) for p in params] for _ in first.holders]
-    ways = [(rank, h.box) for p in params for rank, h in enumerate(places[p].holders)]
-    arriving, work = exchange(send, ways, params[0].dtype, params[0].device, first.group)
-    yield
-    wait(work)
-    arrived = take(arriving, ways)
+    place, dtype = places[params[0]], params[0].dtype
+    mail = Mail(len(place.holders), (dtype,), params[0].device)
     for p in params:
-        for h in places[p].holders:
-            p[h.box].copy_(next(arrived))
+        for rank, held in enumerate(places[p].holders):
+            mail.send(rank, dtype, mine(p, places[p]))
+            mail.expect(rank, dtype, size(held.box))
+    mail.post(place.group)
+    yield
+    mail.wait()
+    for p in params:
+        for held in places[p].holders:
+            p[held.box].copy_(mail.take(dtype))
 
 
 def view(t: Any, task: Task) -> Tensor:
     """This rank's part of the unit, of a parameter, its gradient or its state."""
     assert task.rows is not None
     return mine(t, task.place)[task.rows]
-
-
-def outgoing(batch: list[Task]) -> list[list[Tensor]]:
-    return [[] for _ in batch[0].place.holders]

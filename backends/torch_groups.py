@@ -64,9 +64,19 @@ def check_values(group: dict[str, Any]) -> None:
     check_dtype("ns_dtype", group["ns_dtype"])
 
 
+def word(dtype: Any) -> Any:
+    """torch.bfloat16 as "bfloat16": what stands in a group is JSON, and torch.distributed.checkpoint's to flatten."""
+    return str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+
+
+def dtype_of(word: Any) -> Any:
+    """torch.bfloat16 of "bfloat16", or of itself."""
+    return getattr(torch, word) if isinstance(word, str) else word
+
+
 def check_dtype(name: str, dtype: Any) -> None:
     """Raises ValueError for anything but None and torch's floating-point types of 16 bits and more."""
-    if dtype is not None and dtype not in FLOATS:
+    if dtype is not None and word(dtype) not in map(word, FLOATS):
         raise ValueError(f"{name} is {dtype!r}, but must be None or one of {', '.join(map(str, FLOATS))}")
 
 

@@ -4,28 +4,26 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from copy import deepcopy
-from math import sqrt
-from typing import Any, Literal
+from inspect import signature
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from zeta import family
-from zeta.core import COEFFICIENTS, Hyper
-from zeta.layout import Route, batches, piece
-from zeta.stages import Keeps
+from zeta.core import COEFFICIENTS, Hyper, Rule
+from zeta.layout import Route, batches
 from zeta.steps import Steps, chosen
 
+from . import torch_step
 from .torch_adamw import adamw
-from .torch_groups import check_gradients, check_group, check_values, group_routes
-from .torch_newton_schulz import largest, matrix_norm, newton_schulz_, stack, unstack
+from .torch_groups import check_gradients, check_group, check_values, group_routes, word
 from .torch_places import Place
 from .torch_ranks import Ranks
-from .torch_state import VERSION, check_state, load_values, plain, prepare, round_back, wanted, widen
+from .torch_state import VERSION, check_state, load_values, plain, prepare, wanted
 
 _DEFAULT = Hyper()
-Batch = dict[tuple[Tensor, int], tuple[int, ...]]
-Pieces = Callable[[str], list[Tensor]]  # of the state's key, for each of a batch
+PRODUCTS = {"coefficients": COEFFICIENTS["jordan"], "ns_steps": None, "ns_dtype": None}  # options of Newton-Schulz
 
 
 class Zeta(torch.optim.Optimizer):
@@ -43,10 +41,8 @@ class Zeta(torch.optim.Optimizer):
     gradients of the same parameters (zeros, where an expert saw no token), or the step raises RuntimeError.
     """
 
-    @property
-    def keeps(self) -> Keeps:
-        """What is kept for a matrix."""
-        return family.zeta.keeps
+    rule: ClassVar[Rule] = family.zeta  # a class with another of your own is another optimizer
+    make: ClassVar[Callable[..., Rule] | None] = None  # of a rule that has settings: it takes them by name
 
     def __init__(
         self,
@@ -64,16 +60,46 @@ class Zeta(torch.optim.Optimizer):
         process_group: Any = None,
         shard_state: bool = False,
         comm_dtype: torch.dtype | None = None,
+        **settings: Any,
     ) -> None:
+        own = self._settings() if self.make else {}
+        if settings.keys() - own:
+            strange = sorted(settings.keys() - own)[0]
+            raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {strange!r}")
+        self._check_products({"coefficients": coefficients, "ns_steps": ns_steps, "ns_dtype": ns_dtype})
         self._ranks = Ranks(process_group, shard_state, comm_dtype)
         self._coefficients = coefficients  # of which a group's own ns_steps takes the first
         defaults: dict[str, Any] = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         defaults |= dict(
-            coefficients=chosen(coefficients, ns_steps), ns_dtype=ns_dtype, treatment=treatment, maximize=maximize
+            coefficients=chosen(coefficients, ns_steps), ns_dtype=word(ns_dtype), treatment=treatment, maximize=maximize
         )
+        defaults |= own | settings | ({} if self.rule is family.zeta else {"rule": self._name()})
         super().__init__(params, defaults | {"version": VERSION})
 
+    @classmethod
+    def _settings(cls) -> dict[str, Any]:
+        """What the rule's maker takes, with the defaults."""
+        assert cls.make
+        return {name: parameter.default for name, parameter in signature(cls.make).parameters.items()}
+
+    @classmethod
+    def _name(cls) -> str:
+        """The class that has the rule, not a user's subclass of it."""
+        return next(base.__name__ for base in cls.__mro__ if "rule" in vars(base))
+
+    def rule_of(self, group: dict[str, Any]) -> Rule:
+        """The rule with this group's settings. Raises ValueError for settings out of range."""
+        return self.make(**{name: group[name] for name in self._settings()}) if self.make else self.rule
+
+    def _check_products(self, options: dict[str, Any]) -> None:
+        given = [name for name, default in PRODUCTS.items() if options.get(name, default) != default]
+        if given and not self.rule.orthogonalizes:
+            raise TypeError(f"{type(self).__name__} runs no Newton-Schulz, which {given[0]} is for: leave it out")
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self._check_products(param_group)
+        if "ns_dtype" in param_group:
+            param_group = param_group | {"ns_dtype": word(param_group["ns_dtype"])}
         if "ns_steps" in param_group:
             coefficients = param_group.get("coefficients", self._coefficients)
             param_group = param_group | {"coefficients": chosen(coefficients, param_group["ns_steps"])}
@@ -104,6 +130,7 @@ class Zeta(torch.optim.Optimizer):
     def _check(self, group: dict[str, Any]) -> None:
         """Raises ValueError for values out of range: of a new group, and of what was written into it since."""
         check_values(group)
+        self.rule_of(group)
 
     def __getstate__(self) -> dict[str, Any]:
         if self._ranks.shard and any(self._ranks.parted(p) for group in self.param_groups for p in group["params"]):
@@ -121,7 +148,7 @@ class Zeta(torch.optim.Optimizer):
     def needs(self) -> dict[Tensor, dict[str, tuple[int, ...]]]:
         """The keys of each parameter's state, with their shapes."""
         pairs = ((p, Route(*r)) for g in self.param_groups for p, r in zip(g["params"], g["routes"], strict=True))
-        return {p: wanted(p, r, self.keeps) for p, r in pairs}
+        return {p: wanted(p, r, self.rule.keeps) for p, r in pairs}
 
     def place(self, p: Tensor) -> Place | None:
         """Where the ranks keep p and its state; None where this process alone knows of it."""
@@ -144,59 +171,17 @@ class Zeta(torch.optim.Optimizer):
             with_routes = zip(group["params"], group["routes"], strict=True)
             routes = {p: Route(*r) for p, r in with_routes if p.grad is not None}
             for p, r in routes.items():
-                prepare(self.state[p], p, r, self.keeps, self._ranks.place(p))
+                prepare(self.state[p], p, r, self.rule.keeps, self._ranks.place(p))
             adamw([p for p, r in routes.items() if r.treatment == "adamw"], self.state, group, self.place)
-            matrices = {p: r for p, r in routes.items() if r.treatment == "zeta"}
+            rule, matrices = self.rule_of(group), {p: r for p, r in routes.items() if r.treatment == "zeta"}
             alone: dict[Any, tuple[Route, Any]] = {
                 p: (r, (p.dtype, p.device)) for p, r in matrices.items() if self._ranks.place(p) is None
             }
             for batch in batches(alone):
-                self._zeta(group, batch, routes)
-            self._ranks.step(self.state, group, {p: r for p, r in matrices.items() if p not in alone})
+                torch_step.step(rule, self.state, group, batch, routes)
+            self._ranks.step(rule, self.state, group, {p: r for p, r in matrices.items() if p not in alone})
             self._ranks.publish(routes)
         return loss
-
-    def _zeta(self, group: dict[str, Any], batch: Batch, routes: dict[Tensor, Route]) -> None:
-        """`zeta.core.update` for matrices of one shape, in place; the plain formulas stand beside the lines."""
-        eps, lr = group["eps"], group["lr"]
-        if isinstance(lr, Tensor):
-            device = next(iter(batch))[0].device
-            lr = lr.reshape(()).to(device, non_blocking=True)  # foreach takes no scalar of another device or shape
-
-        def pieces(key: str) -> list[Tensor]:
-            return [piece(self.state[p][key], routes[p], i) for p, i in batch]
-
-        views = list(batch.values())
-        g = stack([piece(p.grad, routes[p], i) for p, i in batch], views).to(pieces("exp_avg")[0].dtype)
-        if group["maximize"]:
-            g.neg_()
-        moved = (largest(g) != 0).to(g.dtype)
-        x = self._whiten(g, pieces, views, group)
-        u = newton_schulz_(x, group["coefficients"], group["ns_dtype"])
-        u *= lr * moved * self._scale(u, eps)
-
-        params = [piece(p, routes[p], i) for p, i in batch]  # views: what is written to them is written to p
-        narrow = params[0].dtype != u.dtype
-        wide = widen(params, pieces("remainder")) if narrow else params
-        torch._foreach_mul_(wide, 1 - lr * group["weight_decay"])  # w = (1 - lr weight_decay) w - u
-        torch._foreach_sub_(wide, unstack(u, wide))
-        if narrow:
-            round_back(params, pieces("remainder"), wide)
-
-    def _whiten(self, g: Tensor, pieces: Pieces, views: list[tuple[int, ...]], group: dict[str, Any]) -> Tensor:
-        """m / (sqrt(v) + eps) of the stacked matrices, written over the gradient, after the moments' step."""
-        (b1, b2), m, v = group["betas"], pieces("exp_avg"), pieces("exp_avg_sq")
-        grads = unstack(g, m)
-        torch._foreach_lerp_(m, grads, 1 - b1)  # m = b1 m + (1 - b1) g
-        torch._foreach_mul_(v, b2)
-        torch._foreach_addcmul_(v, grads, grads, 1 - b2)  # v = b2 v + (1 - b2) g g
-        x = stack(m, views, out=g)
-        x /= stack(v, views).sqrt_().add_(group["eps"])
-        return x
-
-    def _scale(self, u: Tensor, eps: float) -> Any:
-        """What brings the updates u (count, rows, cols) to an RMS of 0.2."""
-        return 0.2 * sqrt(u[0].numel()) / (matrix_norm(u) + eps)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues from what `state_dict()` gave: float32 moments stay float32, nothing is shared with the argument.
@@ -208,12 +193,13 @@ class Zeta(torch.optim.Optimizer):
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             changed = before(self, state_dict)
             state_dict = state_dict if changed is None else changed
-        check_state(self.param_groups, state_dict, self.keeps, self.place)
+        check_state(self.param_groups, state_dict, self.rule.keeps, self.place)
         state = defaultdict(dict, load_values(self.param_groups, state_dict, self.place))
         groups = []
         for group, saved in zip(self.param_groups, deepcopy(state_dict["param_groups"]), strict=True):
             own = {key: group[key] for key in ("params", "routes")}
             tuples = {key: plain(saved[key]) for key in ("betas", "coefficients")}
+            tuples["ns_dtype"] = word(saved["ns_dtype"])  # before words, a torch.dtype was saved
             groups.append({key: group[key] for key in ("param_names",) if key in group} | saved | own | tuples)
         self.__setstate__({"state": state, "param_groups": groups})
         for after in self._optimizer_load_state_dict_post_hooks.values():

@@ -7,10 +7,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from zeta.core import Rule
 from zeta.layout import BATCH_ENTRIES, Route
 
 from .torch_distributed import Task, publish, step, tasks
-from .torch_groups import check_dtype
+from .torch_groups import check_dtype, dtype_of
 from .torch_places import Place, find_place, gradient
 from .torch_wire import staggered
 
@@ -31,7 +32,7 @@ class Ranks:
         if shard and group is None:
             raise ValueError("shard_state=True shares the state out over a process_group: give it, or leave it out")
         check_dtype("comm_dtype", comm_dtype)
-        self.group, self.shard, self.comm_dtype = group, shard, comm_dtype
+        self.group, self.shard, self.comm_dtype = group, shard, dtype_of(comm_dtype)
         self._places: dict[Tensor, Place | None] = {}
         self._plans: dict[Any, list[list[Task]]] = {}
 
@@ -63,7 +64,7 @@ class Ranks:
             dist.all_reduce(most, dist.ReduceOp.MAX, group)
             torch._assert_async(most.sum() == 0, DISAGREE)
 
-    def step(self, states: Any, options: dict[str, Any], routes: dict[Tensor, Route]) -> None:
+    def step(self, rule: Rule, states: Any, options: dict[str, Any], routes: dict[Tensor, Route]) -> None:
         """One step of matrices that several ranks hold. All ranks must come here with the same parameters."""
         found: dict[Any, dict[Tensor, Place]] = {}
         for p in routes:
@@ -72,12 +73,12 @@ class Ranks:
             found.setdefault(place.group, {})[p] = place
         grads = {p: gradient(p) for p in routes}  # a collective where it is placed otherwise than its parameter
         for group, places in found.items():
-            key = group, tuple(map(id, places))
+            key = group, tuple((id(p), p.dtype, p.device) for p in places)  # model.bfloat16() keeps a parameter's id
             if key not in self._plans:
                 if len(self._plans) >= PLANS:
                     self._plans.clear()
                 self._plans[key] = tasks({p: routes[p] for p in places}, places)
-            staggered(step(states, grads, options, batch, self.comm_dtype) for batch in self._plans[key])
+            staggered(step(rule, states, grads, options, batch, self.comm_dtype) for batch in self._plans[key])
 
     def publish(self, params: Iterable[Tensor]) -> None:
         """Makes parameters whole again, of which each rank has moved a part."""

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zeta.core import Keeps
 from zeta.layout import Route
-from zeta.stages import Keeps
 from zeta.storage import stored
 
 from .torch_places import Place, check_placement, mine, placed, zeros

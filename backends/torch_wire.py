@@ -2,15 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import chain, repeat
+from math import prod
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-from zeta.sharing import Box, size
-
-Way = tuple[int, Box]  # (the rank at the other end, which part of an array)
 
 
 def staggered(jobs: Iterable[Iterator[None]], pauses: int = 2) -> None:
@@ -24,35 +21,55 @@ def staggered(jobs: Iterable[Iterator[None]], pauses: int = 2) -> None:
             running.append(job)
 
 
-def exchange(
-    send: list[list[Tensor]], ways: list[Way], dtype: torch.dtype, device: torch.device, group: Any
-) -> tuple[list[Tensor], Any]:
-    """(one flat tensor from each rank, what to wait for before they are read). Group None: nothing leaves this rank.
+class Mail:
+    """What each rank sends to each other: one message for each dtype, the same dtypes on all ranks.
 
-    `ways` tells what arrives, in the order in which each rank sent it.
+    Of what a rank sends to another in one dtype, both know the order.
     """
-    flat = [t.reshape(-1).to(dtype) for tensors in send for t in tensors]
-    out = torch.cat(flat) if flat else torch.empty(0, dtype=dtype, device=device)
-    sizes = [0] * len(send)
-    for rank, at in ways:
-        sizes[rank] += torch.Size(size(at)).numel()
-    if group is None:
-        return list(torch.split(out, sizes)), None
-    received = out.new_empty(sum(sizes))
-    counts = [sum(t.numel() for t in tensors) for tensors in send]
-    work = dist.all_to_all_single(received, out, sizes, counts, group=group, async_op=True)
-    return list(torch.split(received, sizes)), (work, out)  # `out` must live until it is sent
+
+    def __init__(self, ranks: int, dtypes: Iterable[torch.dtype], device: torch.device) -> None:
+        self.device = device
+        self.sent: dict[torch.dtype, list[list[Tensor]]] = {d: [[] for _ in range(ranks)] for d in dtypes}
+        self.expected: dict[torch.dtype, list[tuple[int, tuple[int, ...]]]] = {d: [] for d in self.sent}
+        self.received: dict[torch.dtype, Iterator[Tensor]] = {}
+        self.works: list[Any] = []
+
+    def send(self, rank: int, dtype: torch.dtype, tensor: Tensor) -> None:
+        self.sent[dtype][rank].append(tensor)
+
+    def expect(self, rank: int, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+        self.expected[dtype].append((rank, shape))
+
+    def post(self, group: Any) -> None:
+        """Lets everything travel. Group None: all ranks send to themselves alone."""
+        for dtype, send in self.sent.items():
+            flat = [t.reshape(-1).to(dtype) for tensors in send for t in tensors]
+            out = torch.cat(flat) if flat else torch.empty(0, dtype=dtype, device=self.device)
+            sizes, counts = [0] * len(send), [sum(t.numel() for t in tensors) for tensors in send]
+            for rank, shape in self.expected[dtype]:
+                sizes[rank] += prod(shape)
+            received = out
+            if group is not None:
+                received = out.new_empty(sum(sizes))
+                work = dist.all_to_all_single(received, out, sizes, counts, group=group, async_op=True)
+                self.works.append((work, out))  # `out` must live until it is sent
+            self.received[dtype] = _open(list(torch.split(received, sizes)), self.expected[dtype])
+        self.sent.clear()
+
+    def wait(self) -> None:
+        for work, _ in self.works:
+            work.wait()
+        self.works.clear()
+
+    def take(self, dtype: torch.dtype) -> Tensor:
+        """The next of what was expected in this dtype."""
+        return next(self.received[dtype])
 
 
-def wait(work: Any) -> None:
-    if work is not None:
-        work[0].wait()
-
-
-def take(flat: list[Tensor], ways: list[Way]) -> Iterator[Tensor]:
-    """The tensors in what arrived."""
+def _open(flat: list[Tensor], expected: list[tuple[int, tuple[int, ...]]]) -> Iterator[Tensor]:
+    """The tensors in what arrived, one flat tensor from each rank."""
     start = [0] * len(flat)
-    for rank, at in ways:
-        end = start[rank] + torch.Size(size(at)).numel()
-        yield flat[rank][start[rank] : end].view(size(at))
+    for rank, shape in expected:
+        end = start[rank] + prod(shape)
+        yield flat[rank][start[rank] : end].view(shape)
         start[rank] = end

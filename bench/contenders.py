@@ -1,6 +1,5 @@
 """The optimizers of `convergence.py`, and one training run of one of them: `train` is all that its workers do."""
 
-from collections.abc import Callable
 from math import isfinite
 from time import process_time
 from typing import Any, NamedTuple
@@ -10,27 +9,12 @@ import torch
 from loop import learning_rate
 from torch import nn
 
-from zeta import family, preconditioned
-from zeta.backends.torch import Eta, Zeta, param_groups
-from zeta.backends.torch_family import Family
-from zeta.core import Array, Hyper, Orthogonalize, State
+from zeta import core, family, preconditioned
+from zeta.backends.torch import Zeta, param_groups
+from zeta.core import Array, Hyper, Orthogonalize, Rule, Stages, State, Step
+from zeta.family import uncut
 from zeta.preconditioned import eigh, power
-from zeta.stages import (
-    Rule,
-    Step,
-    ema,
-    entries,
-    equilibrate,
-    keeps,
-    left,
-    match_rms,
-    nesterov,
-    nonzero,
-    one,
-    right,
-    to_rms,
-    whiten,
-)
+from zeta.stages import ema, entries, left, nonzero, one, right, to_rms, whiten
 
 REST = (0.9, 0.95)  # AdamW's betas, for what is not a matrix
 EVERY = 10  # steps from one decomposition to the next
@@ -48,23 +32,28 @@ class Setting(NamedTuple):
     steps: int
 
 
-@keeps(exp_avg=entries, exp_avg_sq=entries)
-def zeta_nesterov(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> Step:
-    """Zeta with the momentum that Muon and Eta have: how much of their lead over Zeta that is."""
-    b1, b2 = hyper.betas
-    m, v = ema(state["exp_avg"], g, b1), ema(state["exp_avg_sq"], g * g, b2)
-    u = orthogonalize(whiten(nesterov(m, g, b1), v, hyper.eps))
-    return to_rms(u), {"exp_avg": m, "exp_avg_sq": v}
+def whitened_ahead(g: Array, state: State, hyper: Hyper, stages: Stages) -> Step:
+    """Zeta's first half with the momentum that Muon and Eta have."""
+    (b1, b2), eps = hyper.betas, hyper.eps
+    m = stages.ema(state["exp_avg"], g, b1)
+    v = stages.ema_sq(state["exp_avg_sq"], g, b2)
+    return stages.whiten(stages.nesterov(m, g, b1), v, eps), {"exp_avg": m, "exp_avg_sq": v}
 
 
-@keeps(exp_avg=entries)
-def eta_plain(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> Step:
-    """Eta with Zeta's momentum."""
-    m = ema(state["exp_avg"], g, hyper.betas[0])
-    return match_rms(orthogonalize(equilibrate(m, g))), {"exp_avg": m}
+zeta_nesterov = core.zeta._replace(local=whitened_ahead)  # how much of Muon's and Eta's lead over Zeta that is
+eta_plain = family.eta._replace(local=family.averaged)  # Eta with Zeta's momentum
 
 
-@keeps(exp_avg=entries, exp_avg_sq=entries, left=left, right=right, left_basis=left, right_basis=right, steps=one)
+@uncut(
+    orthogonalizes=False,
+    exp_avg=entries,
+    exp_avg_sq=entries,
+    left=left,
+    right=right,
+    left_basis=left,
+    right_basis=right,
+    steps=one,
+)
 def soap(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
     """`zeta.preconditioned.soap` with new eigenvectors every ten steps, as published: in every step they cost most."""
     (b1, b2), t = hyper.betas, nonzero(state["steps"])
@@ -79,7 +68,7 @@ def soap(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
     return begun * u, {"exp_avg": m, "exp_avg_sq": v} | factors | kept
 
 
-@keeps(exp_avg=entries, left=left, right=right, left_root=left, right_root=right, steps=one)
+@uncut(orthogonalizes=False, exp_avg=entries, left=left, right=right, left_root=left, right_root=right, steps=one)
 def shampoo(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
     """`zeta.preconditioned.shampoo` with new roots every ten steps."""
     b1, b2 = hyper.betas
@@ -126,8 +115,8 @@ def make(s: Setting, model: nn.Module) -> torch.optim.Optimizer:
     groups = param_groups(model)
     for group in groups:
         group |= {"betas": REST} if group["treatment"] == "adamw" else {}
-    own: dict[str, Callable[..., torch.optim.Optimizer]] = {"zeta": Zeta, "eta": Eta}
-    return (own.get(s.optimizer) or type("Of", (Family,), {"rule": rule}))(groups, **options)
+    of_rule: type[Zeta] = type("OfRule", (Zeta,), {"rule": rule})
+    return of_rule(groups, **options)
 
 
 def train(s: Setting, task: tasks.Task, every: int) -> dict[str, Any]:

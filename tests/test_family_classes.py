@@ -172,6 +172,13 @@ def test_unknown_settings_are_refused(new_run, kind, setting):
         new_run(PARAMS, setting, kind=kind)
 
 
+@pytest.mark.parametrize("kind", ["Signum", "SOAP", "Shampoo", "Schattor"])
+@pytest.mark.parametrize("setting", [{"ns_steps": 4}, {"coefficients": zeta.COEFFICIENTS["you"]}, {"ns_dtype": "half"}])
+def test_what_runs_no_newton_schulz_takes_no_options_of_it(new_run, kind, setting):
+    with pytest.raises(TypeError, match=f"{kind} runs no Newton-Schulz"):
+        new_run(PARAMS, setting, kind=kind)
+
+
 @pytest.mark.parametrize(
     "kind, setting, rule",
     [
@@ -258,30 +265,3 @@ class TestTorch:
         self.backend.Muon([("up.weight", p)], maximize=True).step()
         self.backend.Muon([("up.weight", q)]).step()
         assert self.torch.equal(p, q)
-
-    def test_parameters_that_ranks_share_are_refused(self, tmp_path):
-        from torch.distributed import destroy_process_group, init_process_group
-        from torch.distributed.tensor import Replicate, distribute_tensor, init_device_mesh
-
-        init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-        try:
-            p = distribute_tensor(self.weight().detach(), init_device_mesh("cpu", (1,)), [Replicate()])
-            with pytest.raises(ValueError, match="Muon takes no parameters that several ranks share"):
-                self.backend.Muon([("up.weight", self.torch.nn.Parameter(p))])
-        finally:
-            destroy_process_group()
-
-
-class TestMlx:
-    @pytest.fixture(autouse=True)
-    def library(self):
-        self.mx = pytest.importorskip("mlx.core")
-        self.backend = pytest.importorskip("zeta.backends.mlx")
-
-    def test_a_group_of_ranks_is_refused(self):
-        class Group:
-            def size(self):
-                return 2
-
-        with pytest.raises(ValueError, match="Muon takes no group"):
-            self.backend.Muon(group=Group())

@@ -13,8 +13,9 @@ from conftest import need
 import zeta
 from zeta import adamw, family, preconditioned
 from zeta.core import COEFFICIENTS
+from zeta.family import uncut
 from zeta.parity import assert_close, relative_error
-from zeta.stages import ema, entries, keeps, match_rms
+from zeta.stages import ema, entries, match_rms
 
 LR, BETAS, EPS = 1e-2, (0.95, 0.99), 1e-14  # an eps that is lost beside what it is added to: peers add it elsewhere
 
@@ -184,7 +185,7 @@ class TestHeavyball:
 
     @both_ways
     def test_muon_adds_the_gradient_to_the_average_has_other_coefficients_and_scale(self, shape):
-        @keeps(exp_avg=entries)
+        @uncut(exp_avg=entries)
         def theirs(g, state, hyper, orthogonalize):
             m = ema(state["exp_avg"], g, hyper.betas[0])
             return match_rms(orthogonalize(m + g)), {"exp_avg": m}
@@ -224,7 +225,7 @@ class TestOptax:
     def test_muon_corrects_nesterovs_two_terms_apart(self, shape):
         """m by the next step's bias and g by this one's: another mixture at first, the same in the end."""
 
-        @keeps(exp_avg=entries, steps=lambda rows, cols: (1, 1))
+        @uncut(exp_avg=entries, steps=lambda rows, cols: (1, 1))
         def theirs(g, state, hyper, orthogonalize):
             b1, t = hyper.betas[0], state["steps"] + 1
             m = ema(state["exp_avg"], g, b1)

@@ -364,7 +364,7 @@ def test_parameters_put_into_a_group_by_hand_are_refused_before_anything_changes
     assert same(model, twin)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", ["bf16", torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
 @pytest.mark.parametrize("key", ["ns_dtype", "comm_dtype"])
 def test_dtypes_that_nothing_is_multiplied_in_are_refused_at_once(key, dtype):
     with pytest.raises(ValueError, match=f"{key} is .*, but must be None or one of torch.float16"):

@@ -50,8 +50,9 @@ class Torch:
 
         tensors = {n: p if isinstance(p, torch.Tensor) else torch.tensor(p) for n, p in params.items()}
         self.params = {n: torch.nn.Parameter(t.to(getattr(torch, dtype_of(n)))) for n, t in tensors.items()}
+        options |= {} if kind == "Shampoo" else {"ns_dtype": torch.float32}
         group = {"params": list(self.params.items()), "routes": [tuple(ROUTES[n]) for n in self.params]}
-        self.optimizer = getattr(backend, kind)([group], lr=0.02, ns_dtype=torch.float32, **options)
+        self.optimizer = getattr(backend, kind)([group], lr=0.02, **options)
 
     def train(self, *steps):
         import torch
@@ -76,7 +77,8 @@ class Mlx:
         from zeta.backends import mlx as backend
 
         self.params = tree_unflatten([(n, mx.array(p).astype(getattr(mx, dtype_of(n)))) for n, p in params.items()])
-        self.optimizer = getattr(backend, kind)(0.02, routes=ROUTES, ns_dtype=mx.float32)
+        options = {} if kind == "Shampoo" else {"ns_dtype": mx.float32}
+        self.optimizer = getattr(backend, kind)(0.02, routes=ROUTES, **options)
 
     def train(self, *steps):
         import mlx.core as mx

@@ -2,18 +2,27 @@
 
 The whole algorithm, in array-API operations: it runs on NumPy, torch, MLX or any other array library, and on NumPy in
 float64 it is the oracle that every backend is held to. Leading axes are a batch of matrices, one update each.
+
+A rule is written once, in two halves, and runs wherever parameters lie: `local` entry by entry, `whole` on matrices.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import inf
 from numbers import Real
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from array_api_compat import array_namespace
 
-Array = Any  # an array of whichever library the caller uses
+from zeta import stages as plain
+from zeta.stages import Array as Array
+from zeta.stages import Shape, entries, frobenius, one
+
 State = dict[str, Array]
+Stages = Any  # `zeta.stages`, or a backend's own under the same names
+Step = tuple[Array, State]
+Sums = Mapping[str, tuple[str, Shape]]  # sums over a gradient: each a stage ("squares") and a shape
+Keeps = dict[str, Shape]  # the state's keys, each with its shape for a matrix (rows, cols)
 Coefficients = tuple[tuple[float, float, float], ...]
 SMALLEST = 2**-126  # of float32's normal numbers
 
@@ -50,37 +59,72 @@ class Hyper:
         object.__setattr__(self, "betas", tuple(map(float, betas)))
 
 
-def init(param: Array) -> State:
-    """Zero moments for param (..., rows, cols): float64 where param is, else float32."""
-    xp = array_namespace(param)
-    return {name: xp.zeros_like(param, dtype=wide(param)) for name in ("exp_avg", "exp_avg_sq")}
+def local(g: Array, state: State, hyper: Hyper, stages: Stages) -> Step:
+    """(x, state): coordinate whitening, entry by entry."""
+    (b1, b2), eps = hyper.betas, hyper.eps
+    m = stages.ema(state["exp_avg"], g, b1)  # b1 m + (1 - b1) g
+    v = stages.ema_sq(state["exp_avg_sq"], g, b2)  # b2 v + (1 - b2) g g
+    return stages.whiten(m, v, eps), {"exp_avg": m, "exp_avg_sq": v}  # m / (sqrt(v) + eps)
 
 
-def update(
-    grad: Array, state: State, param: Array, hyper: Hyper, orthogonalize: Orthogonalize | None = None
-) -> tuple[Array, State]:
-    """(param, state) after one step; grad and param (..., rows, cols). The arguments are left as they were.
+def whole(x: Array, sums: State, state: State, hyper: Hyper, orthogonalize: Orthogonalize, stages: Stages) -> Step:
+    """(u, state): spectral whitening of whole matrices; 0.2 sqrt(rows cols) / (|u| + eps) u."""
+    return stages.to_rms(orthogonalize(x), hyper.eps), {}
 
-    `orthogonalize` maps (..., rows, cols) to the same shape; None is `newton_schulz` of this file.
-    A matrix whose gradient is exactly zero (an expert that saw no token) is decayed but not moved: the published form
-    would go on moving it at full size along its last direction. That choice is ours, the rest is the paper's.
-    v overflows in float32 where |g| exceeds 1e19. Raises ValueError where shapes do not fit.
+
+class Rule(NamedTuple):
+    """An optimizer of matrices: `rule.init(param)`, then `rule.update(...)` a step, which its parts alone determine.
+
+    Every backend runs the same parts, on one device or over ranks: `local` where the entries lie, `whole` at a matrix's
+    owner, `zeta.stages.apply` where the weights lie.
     """
-    check_matrix(param)
-    check_shapes(param, dict.fromkeys(("exp_avg", "exp_avg_sq"), tuple(param.shape)), grad, state)
-    xp = array_namespace(param)
-    (b1, b2), eps, lr = hyper.betas, hyper.eps, hyper.lr
-    rows, cols = param.shape[-2:]
 
-    g = xp.astype(grad, state["exp_avg"].dtype)
-    m = b1 * state["exp_avg"] + (1 - b1) * g
-    v = b2 * state["exp_avg_sq"] + (1 - b2) * g * g
-    x = m / (xp.sqrt(v) + eps)  # coordinate whitening
-    u = xp.astype((orthogonalize or newton_schulz)(x), x.dtype)  # spectral whitening
-    moved = xp.astype(xp.any(g != 0, axis=(-2, -1), keepdims=True), u.dtype)
-    scale = lr * 0.2 * sqrt(rows * cols) * moved / (frobenius(u) + eps)  # an update's RMS is lr * 0.2
-    w = (1 - lr * hyper.weight_decay) * xp.astype(param, u.dtype) - scale * u
-    return xp.astype(w, param.dtype), {"exp_avg": m, "exp_avg_sq": v}
+    local: Callable[[Array, State, Hyper, Stages], Step]  # (g, state, hyper, stages) -> (x, state), entry by entry
+    whole: Callable[..., Step]  # (x, sums, state, hyper, orthogonalize, stages) -> (u, state), of whole matrices
+    keeps: Keeps  # all of the state
+    carried: tuple[str, ...] = ()  # those of `whole`; the others are `local`'s, with a number for every entry
+    sums: Sums = {}  # noqa: RUF012 (of a tuple; of the gradient, for `whole`)
+    orthogonalizes: bool = True  # whether `whole` calls `orthogonalize`
+
+    @property
+    def summed(self) -> dict[str, tuple[str, Shape]]:
+        """All sums over the gradient: those of `whole`, and whether there is one, for `zeta.stages.apply`."""
+        return {**self.sums, "moved": ("nonzero_count", one)}
+
+    def init(self, param: Array) -> State:
+        """Zeros for param (..., rows, cols): float64 where param is, else float32."""
+        check_matrix(param)
+        xp = array_namespace(param)
+        zero = xp.zeros_like(param[..., :1, :1], dtype=wide(param))  # on param's device in every library
+        return {key: xp.broadcast_to(zero, shape) + 0 for key, shape in _shapes(self.keeps, param).items()}
+
+    def update(
+        self, grad: Array, state: State, param: Array, hyper: Hyper, orthogonalize: Orthogonalize | None = None
+    ) -> tuple[Array, State]:
+        """(param, state) after one step; grad and param (..., rows, cols). The arguments are left as they were.
+
+        `orthogonalize` maps (..., rows, cols) to the same shape; None is `newton_schulz` of this file.
+        Zeta's v overflows in float32 where |g| exceeds 1e19. Raises ValueError where shapes do not fit.
+        """
+        check_matrix(param)
+        check_shapes(param, _shapes(self.keeps, param), grad, state)
+        xp = array_namespace(param)
+
+        def same_dtype(x: Array) -> Array:
+            return xp.astype((orthogonalize or newton_schulz)(x), x.dtype)
+
+        g = xp.astype(grad, wide(param))
+        sums = {key: getattr(plain, stage)(g, flat_axes(shape)) for key, (stage, shape) in self.summed.items()}
+        x, moments = self.local(g, {k: a for k, a in state.items() if k not in self.carried}, hyper, plain)
+        carried = {key: state[key] for key in self.carried}
+        u, carried = self.whole(x, sums, carried, hyper, same_dtype, plain)
+        moved = xp.astype(sums["moved"] > 0, u.dtype)
+        w = plain.apply(xp.astype(param, u.dtype), u, hyper.lr, hyper.weight_decay, moved)
+        return xp.astype(w, param.dtype), moments | carried
+
+
+zeta = Rule(local, whole, {"exp_avg": entries, "exp_avg_sq": entries})
+init, update = zeta.init, zeta.update
 
 
 def shrunk(*raw: tuple[float, float, float], safety: float) -> Coefficients:
@@ -147,13 +191,6 @@ def normalize(x: Array) -> Array:
     return x / xp.where(norm == 0, xp.ones_like(norm), norm)
 
 
-def frobenius(x: Array) -> Array:
-    """The Frobenius norm (..., 1, 1) of each matrix of x (..., rows, cols)."""
-    xp = array_namespace(x)
-    rows = xp.sum(x * x, axis=-1, keepdims=True)  # one float32 sum of 2048x8192 terms is 1 % off (MLX 0.32 on CPU)
-    return xp.sqrt(xp.sum(rows, axis=-2, keepdims=True))
-
-
 def wide(x: Array) -> Any:
     """float64 for a float64 x, else float32: the dtype of moments and norms. Raises TypeError for integers."""
     if "float" not in str(x.dtype):  # MLX has no isdtype
@@ -176,3 +213,13 @@ def check_shapes(param: Array, keeps: dict[str, tuple[int, ...]], grad: Array, s
 def check_matrix(x: Array) -> None:
     if x.ndim < 2:
         raise ValueError(f"a matrix (..., rows, cols) is needed, got shape {tuple(x.shape)}: use zeta.adamw for it")
+
+
+def flat_axes(shape: Shape) -> tuple[int, ...]:
+    """The axes of a matrix along which an array of this shape holds one number."""
+    return tuple(axis for axis, n in zip((-2, -1), shape(2, 2), strict=True) if n == 1)
+
+
+def _shapes(keeps: Keeps, param: Array) -> dict[str, tuple[int, ...]]:
+    *stack, rows, cols = param.shape
+    return {key: (*stack, *shape(rows, cols)) for key, shape in keeps.items()}

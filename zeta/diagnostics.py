@@ -16,6 +16,7 @@ from zeta.core import COEFFICIENTS, Coefficients, Hyper
 from zeta.evenness import Evenness, Matrix, evenness
 from zeta.layout import Route, piece, shapes
 from zeta.routing import route
+from zeta.stages import whiten
 from zeta.steps import Steps, polynomial, steps_for
 
 Record = dict[str, Any]
@@ -83,7 +84,7 @@ def examine(m: Matrix, v: Matrix, w: Matrix, lr: float, eps: float, coefficients
     """The numbers of one matrix (rows, cols): M and X as `View`s, and the step that Zeta would take from here."""
     rounding = np.finfo(m.dtype).eps
     m, v, w = (array.astype(np.float64) for array in (m, v, w))
-    before, after = factors(m, rounding), factors(m / (np.sqrt(v) + eps), rounding)
+    before, after = factors(m, rounding), factors(whiten(m, v, eps), rounding)
     target = before.u @ before.vt
     views = [view(f, target, steps_for(coefficients, *m.shape)) for f in (before, after)]
     weight = sqrt(np.mean(w**2))

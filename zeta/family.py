@@ -1,152 +1,172 @@
 """The optimizers beside Zeta that orthogonalise, or take signs: each is its paper's formula, between moments and scale.
 
-`u, state = ...` as `zeta.stages.keeps` takes them: w <- (1 - lr weight_decay) w - lr u. Unless a docstring says
-otherwise u has an RMS of 0.2, as Zeta's, so that AdamW's lr is a fair start for all; b1, b2 = hyper.betas.
+In the two halves of `zeta.core.Rule`: w <- (1 - lr weight_decay) w - lr u. Unless a docstring says otherwise u has an
+RMS of 0.2, as Zeta's, so that AdamW's lr is a fair start for all; b1, b2 = hyper.betas.
 """
 
+from collections.abc import Callable
 from math import ceil, inf
 
 from array_api_compat import array_namespace
 
 from zeta import core
-from zeta.core import Array, Hyper, Orthogonalize, State, frobenius
-from zeta.stages import (
-    Rule,
-    Step,
-    ema,
-    entries,
-    equilibrate,
-    keeps,
-    match_rms,
-    mean_cols,
-    mean_rows,
-    nesterov,
-    one,
-    per_col,
-    per_row,
-    rank_one,
-    to_rms,
-    whiten,
-)
+from zeta.core import Array, Hyper, Keeps, Orthogonalize, Rule, Stages, State, Step, Sums
+from zeta.stages import Shape, entries, match_rms, nonzero_count, one, per_col, per_row
 
-zeta = Rule({"exp_avg": entries, "exp_avg_sq": entries}, core.update)
+zeta = core.zeta
+MOMENTUM: Keeps = {"exp_avg": entries}
+MOMENTS = zeta.keeps
 
 
-@keeps(exp_avg=entries)
-def signum(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
-    """Signum (arXiv 1802.04434). Its paper's lr is a fifth of ours: every entry moves by 0.2 lr."""
-    m = ema(state["exp_avg"], g, hyper.betas[0])
-    return 0.2 * array_namespace(m).sign(m), {"exp_avg": m}
+def rule(
+    local: Callable[..., Step],
+    keeps: Keeps,
+    carries: Keeps | None = None,
+    sums: Sums | None = None,
+    orthogonalizes: bool = True,
+) -> Callable[[Callable[..., Step]], Rule]:
+    """Makes a rule of its second half: a function (x, sums, state, hyper, orthogonalize, stages) -> (u, state).
+
+    `keeps` is the state of `local`, `carries` that of the function.
+    """
+    carries = carries or {}
+    return lambda whole: Rule(local, whole, keeps | carries, tuple(carries), sums or {}, orthogonalizes)
 
 
-@keeps(exp_avg=entries)
-def muon(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> Step:
-    """Muon (Keller Jordan, 2024), scaled as in arXiv 2502.16982."""
+def uncut(orthogonalizes: bool = True, **keeps: Shape) -> Callable[[Callable[..., Step]], Rule]:
+    """Makes a rule of one function (g, state, hyper, orthogonalize) -> (u, state), which is not cut into halves.
+
+    It is exact everywhere, too, but over ranks the gradient and all of the state travel to a matrix's owner and back.
+    """
+
+    def make(update: Callable[..., Step]) -> Rule:
+        def whole(g: Array, sums: State, state: State, hyper: Hyper, orthogonalize: Orthogonalize, _: Stages) -> Step:
+            return update(g, state, hyper, orthogonalize)
+
+        return Rule(as_it_is, whole, keeps, tuple(keeps), {}, orthogonalizes)
+
+    return make
+
+
+def as_it_is(g: Array, state: State, hyper: Hyper, stages: Stages) -> Step:
+    """x = g."""
+    return g, {}
+
+
+def averaged(g: Array, state: State, hyper: Hyper, stages: Stages) -> Step:
+    """x = m, the plain momentum."""
+    m = stages.ema(state["exp_avg"], g, hyper.betas[0])
+    return m, {"exp_avg": m}
+
+
+def averaged_signs(g: Array, state: State, hyper: Hyper, stages: Stages) -> Step:
+    """x = sign m."""
+    m = stages.ema(state["exp_avg"], g, hyper.betas[0])
+    return stages.sign(m), {"exp_avg": m}
+
+
+def ahead(g: Array, state: State, hyper: Hyper, stages: Stages) -> Step:
+    """x = b1 m + (1 - b1) g, Nesterov momentum."""
     b1, _ = hyper.betas
-    m = ema(state["exp_avg"], g, b1)
-    u = orthogonalize(nesterov(m, g, b1))
-    return match_rms(u), {"exp_avg": m}
+    m = stages.ema(state["exp_avg"], g, b1)
+    return stages.nesterov(m, g, b1), {"exp_avg": m}
 
 
-@keeps(exp_avg=entries, update_sq=entries)
-def adamuon(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> Step:
+def lions_mixture(g: Array, state: State, hyper: Hyper, stages: Stages) -> Step:
+    """x = b1 m + (1 - b1) g, where b2 is m's own beta."""
+    b1, b2 = hyper.betas
+    m = stages.ema(state["exp_avg"], g, b2)
+    return stages.nesterov(m, g, b1), {"exp_avg": m}
+
+
+@rule(averaged_signs, MOMENTUM, orthogonalizes=False)
+def signum(x: Array, sums: State, state: State, hyper: Hyper, _: Orthogonalize, stages: Stages) -> Step:
+    """Signum (arXiv 1802.04434). Its paper's lr is a fifth of ours: every entry moves by 0.2 lr."""
+    return 0.2 * x, {}
+
+
+@rule(ahead, MOMENTUM)
+def muon(x: Array, sums: State, state: State, hyper: Hyper, orthogonalize: Orthogonalize, stages: Stages) -> Step:
+    """Muon (Keller Jordan, 2024), scaled as in arXiv 2502.16982."""
+    return stages.match_rms(orthogonalize(x)), {}
+
+
+@rule(averaged_signs, MOMENTUM, {"update_sq": entries})
+def adamuon(x: Array, sums: State, state: State, hyper: Hyper, orthogonalize: Orthogonalize, stages: Stages) -> Step:
     """AdaMuon (arXiv 2507.11005), whose paper takes b1 = b2."""
-    b1, b2 = hyper.betas
-    m = ema(state["exp_avg"], g, b1)
-    u = orthogonalize(array_namespace(m).sign(m))
-    v = ema(state["update_sq"], u * u, b2)
-    return to_rms(whiten(u, v, hyper.eps)), {"exp_avg": m, "update_sq": v}
+    u = orthogonalize(x)
+    v = stages.ema_sq(state["update_sq"], u, hyper.betas[1])
+    return stages.to_rms(stages.whiten(u, v, hyper.eps)), {"update_sq": v}
 
 
-@keeps(exp_avg=entries, row_sq=per_row)
-def normuon(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> Step:
+@rule(averaged, MOMENTUM, {"row_sq": per_row})
+def normuon(x: Array, sums: State, state: State, hyper: Hyper, orthogonalize: Orthogonalize, stages: Stages) -> Step:
     """NorMuon (arXiv 2510.05491): a variance for every row, after Newton-Schulz."""
-    b1, b2 = hyper.betas
-    m = ema(state["exp_avg"], g, b1)
-    u = orthogonalize(m)
-    r = ema(state["row_sq"], mean_rows(u * u), b2)
-    return to_rms(whiten(u, r, hyper.eps)), {"exp_avg": m, "row_sq": r}
+    u = orthogonalize(x)
+    r = stages.ema(state["row_sq"], stages.mean_sq(u, -1), hyper.betas[1])
+    return stages.to_rms(stages.whiten(u, r, hyper.eps)), {"row_sq": r}
 
 
-@keeps(exp_avg=entries, update_sq=entries)
-def whiten_after(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> Step:
-    """Zeta's two stages in the other order (arXiv 2510.25000): AdaMuon without the sign."""
-    b1, b2 = hyper.betas
-    m = ema(state["exp_avg"], g, b1)
-    u = orthogonalize(m)
-    v = ema(state["update_sq"], u * u, b2)
-    return to_rms(whiten(u, v, hyper.eps)), {"exp_avg": m, "update_sq": v}
+# Zeta's two stages in the other order (arXiv 2510.25000): AdaMuon without the sign.
+whiten_after = adamuon._replace(local=averaged)
+# Variance on both sides of Newton-Schulz: Zeta's before, AdaMuon's after. No paper's.
+whiten_both = adamuon._replace(local=core.local, keeps=MOMENTS | adamuon.keeps)
+
+LINES: Keeps = {"row_sq": per_row, "col_sq": per_col}
+SQUARES: Sums = {"row_sq": ("squares", per_row), "col_sq": ("squares", per_col)}  # of the gradient
 
 
-@keeps(exp_avg=entries, exp_avg_sq=entries, update_sq=entries)
-def whiten_both(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> Step:
-    """Variance on both sides of Newton-Schulz: Zeta's before, AdaMuon's after. No paper's."""
-    b1, b2 = hyper.betas
-    m = ema(state["exp_avg"], g, b1)
-    v = ema(state["exp_avg_sq"], g * g, b2)
-    u = orthogonalize(whiten(m, v, hyper.eps))
-    s = ema(state["update_sq"], u * u, b2)
-    return to_rms(whiten(u, s, hyper.eps)), {"exp_avg": m, "exp_avg_sq": v, "update_sq": s}
-
-
-@keeps(exp_avg=entries, row_sq=per_row, col_sq=per_col)
-def rank1_before(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> Step:
+@rule(averaged, MOMENTUM, LINES, SQUARES)
+def rank1_before(
+    x: Array, sums: State, state: State, hyper: Hyper, orthogonalize: Orthogonalize, stages: Stages
+) -> Step:
     """Muon^2-F (arXiv 2604.09967): Zeta with a rank-1 variance. Momentum and scale are Zeta's, its listing unread."""
-    b1, b2 = hyper.betas
-    m = ema(state["exp_avg"], g, b1)
-    r = ema(state["row_sq"], mean_rows(g * g), b2)
-    c = ema(state["col_sq"], mean_cols(g * g), b2)
-    u = orthogonalize(whiten(m, rank_one(r, c), hyper.eps))
-    return to_rms(u), {"exp_avg": m, "row_sq": r, "col_sq": c}
+    (rows, cols), (_, b2) = x.shape[-2:], hyper.betas
+    r = stages.ema(state["row_sq"], sums["row_sq"] / cols, b2)
+    c = stages.ema(state["col_sq"], sums["col_sq"] / rows, b2)
+    u = orthogonalize(stages.whiten(x, stages.rank_one(r, c), hyper.eps))
+    return stages.to_rms(u), {"row_sq": r, "col_sq": c}
 
 
-muon2_f = rank1_before
-
-
-@keeps(exp_avg=entries, row_sq=per_row, col_sq=per_col)
-def rank1_after(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> Step:
+@rule(averaged, MOMENTUM, LINES)
+def rank1_after(
+    x: Array, sums: State, state: State, hyper: Hyper, orthogonalize: Orthogonalize, stages: Stages
+) -> Step:
     """The whitening study's Muon with a rank-1 variance (arXiv 2510.25000)."""
-    b1, b2 = hyper.betas
-    m = ema(state["exp_avg"], g, b1)
-    u = orthogonalize(m)
-    r = ema(state["row_sq"], mean_rows(u * u), b2)
-    c = ema(state["col_sq"], mean_cols(u * u), b2)
-    return to_rms(whiten(u, rank_one(r, c), hyper.eps)), {"exp_avg": m, "row_sq": r, "col_sq": c}
+    u, b2 = orthogonalize(x), hyper.betas[1]
+    r = stages.ema(state["row_sq"], stages.mean_sq(u, -1), b2)
+    c = stages.ema(state["col_sq"], stages.mean_sq(u, -2), b2)
+    return stages.to_rms(stages.whiten(u, stages.rank_one(r, c), hyper.eps)), {"row_sq": r, "col_sq": c}
 
 
-@keeps(exp_avg=entries, row_sq=per_row, col_sq=per_col, update_row_sq=per_row, update_col_sq=per_col)
-def rank1_both(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> Step:
+@rule(averaged, MOMENTUM, LINES | {"update_row_sq": per_row, "update_col_sq": per_col}, SQUARES)
+def rank1_both(x: Array, sums: State, state: State, hyper: Hyper, orthogonalize: Orthogonalize, stages: Stages) -> Step:
     """A rank-1 variance on both sides of Newton-Schulz. No paper's."""
-    b1, b2 = hyper.betas
-    m = ema(state["exp_avg"], g, b1)
-    r, c = ema(state["row_sq"], mean_rows(g * g), b2), ema(state["col_sq"], mean_cols(g * g), b2)
-    u = orthogonalize(whiten(m, rank_one(r, c), hyper.eps))
-    p, q = ema(state["update_row_sq"], mean_rows(u * u), b2), ema(state["update_col_sq"], mean_cols(u * u), b2)
-    new = {"exp_avg": m, "row_sq": r, "col_sq": c, "update_row_sq": p, "update_col_sq": q}
-    return to_rms(whiten(u, rank_one(p, q), hyper.eps)), new
+    (rows, cols), (_, b2) = x.shape[-2:], hyper.betas
+    r = stages.ema(state["row_sq"], sums["row_sq"] / cols, b2)
+    c = stages.ema(state["col_sq"], sums["col_sq"] / rows, b2)
+    u = orthogonalize(stages.whiten(x, stages.rank_one(r, c), hyper.eps))
+    p = stages.ema(state["update_row_sq"], stages.mean_sq(u, -1), b2)
+    q = stages.ema(state["update_col_sq"], stages.mean_sq(u, -2), b2)
+    new = {"row_sq": r, "col_sq": c, "update_row_sq": p, "update_col_sq": q}
+    return stages.to_rms(stages.whiten(u, stages.rank_one(p, q), hyper.eps)), new
 
 
-@keeps(exp_avg=entries)
-def eta(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> Step:
+@rule(ahead, MOMENTUM, sums={"rows": ("nonzero_count", per_row), "cols": ("nonzero_count", per_col)})
+def eta(x: Array, sums: State, state: State, hyper: Hyper, orthogonalize: Orthogonalize, stages: Stages) -> Step:
     """Eta: Muon on a Nesterov momentum whose rows and columns are of one size, in place of Zeta's variance.
 
     Zeta's V makes an element-wise quotient, which changes the spectrum itself; this is a two-sided diagonal scaling, of
     the kind that MuonEq (arXiv 2603.28254) has. Ours are its order, and that lines without a gradient do not move. The
     scale is Muon's: brought to Zeta's, a matrix whose gradient has a low rank would move further in its few directions.
     """
-    b1 = hyper.betas[0]
-    m = ema(state["exp_avg"], g, b1)
-    u = orthogonalize(equilibrate(nesterov(m, g, b1), g))
-    return match_rms(u), {"exp_avg": m}
+    return stages.match_rms(orthogonalize(stages.equilibrate(x, sums["rows"], sums["cols"]))), {}
 
 
-@keeps(exp_avg=entries)
-def olion(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> Step:
+@rule(lions_mixture, MOMENTUM)
+def olion(x: Array, sums: State, state: State, hyper: Hyper, orthogonalize: Orthogonalize, stages: Stages) -> Step:
     """OLion (arXiv 2602.01105): Lion's two betas, b2 of the momentum and b1 of its mixture with the gradient."""
-    b1, b2 = hyper.betas
-    m = ema(state["exp_avg"], g, b2)
-    u = orthogonalize(nesterov(m, g, b1))
-    return to_rms(array_namespace(u).sign(u)), {"exp_avg": m}
+    return stages.to_rms(stages.sign(orthogonalize(x))), {}
 
 
 def adago(gamma: float = 1.0, floor: float = 0.01) -> Rule:
@@ -158,17 +178,15 @@ def adago(gamma: float = 1.0, floor: float = 0.01) -> Rule:
     if not (gamma > 0 and floor >= 0):
         raise ValueError(f"gamma is {gamma!r} and floor {floor!r}, but must be > 0 and >= 0")
 
-    @keeps(exp_avg=entries, norm_sq=one)
-    def rule(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> Step:
-        xp = array_namespace(g)
-        m = ema(state["exp_avg"], g, hyper.betas[0])
-        norm = frobenius(g)
+    @rule(averaged, MOMENTUM, {"norm_sq": one}, {"norm_sq": ("squares", one)})
+    def adago(x: Array, sums: State, state: State, hyper: Hyper, orthogonalize: Orthogonalize, stages: Stages) -> Step:
+        xp, norm = array_namespace(x), sums["norm_sq"] ** 0.5
         norm = xp.minimum(norm, gamma * xp.ones_like(norm))
         v = state["norm_sq"] + norm * norm
         step = xp.maximum(norm / xp.sqrt(1 + v), floor * xp.ones_like(v))
-        return step * match_rms(orthogonalize(m)), {"exp_avg": m, "norm_sq": v}
+        return step * stages.match_rms(orthogonalize(x)), {"norm_sq": v}
 
-    return rule
+    return adago
 
 
 def dion2(fraction: float = 0.25) -> Rule:
@@ -179,19 +197,19 @@ def dion2(fraction: float = 0.25) -> Rule:
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction is {fraction!r}, but must be above 0 and at most 1")
 
-    @keeps(exp_avg=entries)
-    def rule(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> Step:
+    @uncut(exp_avg=entries)
+    def dion2(g: Array, state: State, hyper: Hyper, orthogonalize: Orthogonalize) -> Step:
         xp, tall = array_namespace(g), g.shape[-2] > g.shape[-1]
         m = state["exp_avg"] + g
         m = m.mT if tall else m
-        size = mean_rows(xp.abs(m))
+        size = xp.mean(xp.abs(m), axis=-1, keepdims=True)
         order = xp.argsort(-xp.where(size == size, size, inf * xp.ones_like(size)), axis=-2)  # NaN is shown, not hidden
         rank = xp.argsort(order, axis=-2)
         k = ceil(fraction * m.shape[-2])
         u = orthogonalize(xp.take_along_axis(m, order, axis=-2)[..., :k, :])
         u = xp.take_along_axis(xp.concat([u, xp.zeros_like(m[..., k:, :])], axis=-2), rank, axis=-2)
-        moved = (rank < k) & xp.any(g != 0, axis=(-2, -1), keepdims=True)
+        moved = (rank < k) & (nonzero_count(g, (-2, -1)) > 0)
         m = xp.where(moved, hyper.betas[0] * m, m)
         return match_rms(u.mT if tall else u), {"exp_avg": m.mT if tall else m}
 
-    return rule
+    return dion2

@@ -1,21 +1,22 @@
 """The optimizers that decompose matrices: Shampoo and SOAP into eigenvectors, Schattor into singular values.
 
-In the form of `zeta.family`. Their decompositions run in the state's own precision, on MLX on its CPU alone. Beside a
-Mac's GPU those of large layers may run into Metal's timeout (ml-explore/mlx issues 2827 and 3583; we have not tried
-it): make the CPU the default device, or take Muon.
+Rules as in `zeta.family`; Shampoo's and SOAP's are not cut in two. Their decompositions run in the state's own
+precision, on MLX on its CPU alone. Beside a Mac's GPU those of large layers may run into Metal's timeout
+(ml-explore/mlx issues 2827 and 3583; we have not tried it): make the CPU the default device, or take Muon.
 """
 
 from math import inf, nan, sqrt
 
 from array_api_compat import array_namespace
 
-from zeta.core import Array, Hyper, Orthogonalize, State
-from zeta.stages import Rule, Step, ema, entries, keeps, left, nonzero, one, right, to_rms, whiten
+from zeta.core import Array, Hyper, Orthogonalize, Rule, Stages, State, Step
+from zeta.family import MOMENTUM, averaged, rule, uncut
+from zeta.stages import ema, entries, left, nonzero, nonzero_count, one, right, to_rms, whiten
 
 FLOOR = 1e-6  # of the largest eigenvalue or singular value: what is smaller is rounding in float32
 
 
-@keeps(exp_avg=entries, left=left, right=right)
+@uncut(exp_avg=entries, left=left, right=right, orthogonalizes=False)
 def shampoo(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
     """Shampoo (arXiv 1802.09568), with momentum, and averages over b2 in place of its sums; RMS 0.2."""
     b1, b2 = hyper.betas
@@ -26,7 +27,7 @@ def shampoo(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
     return to_rms(u), {"exp_avg": m, "left": a, "right": b}
 
 
-@keeps(exp_avg=entries, exp_avg_sq=entries, left=left, right=right, steps=one)
+@uncut(exp_avg=entries, exp_avg_sq=entries, left=left, right=right, steps=one, orthogonalizes=False)
 def soap(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
     """SOAP (arXiv 2409.11321): Adam between the eigenvectors of Shampoo's factors, which b2 averages; lr is Adam's.
 
@@ -43,7 +44,7 @@ def soap(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
     v = ema(state["exp_avg_sq"], begun * (a.mT @ g @ b) ** 2, b2)
     u = a @ whiten(a.mT @ m @ b / (1 - b1**t), v / (1 - b2**t), hyper.eps) @ b.mT
     factors = {"left": ema(state["left"], g @ g.mT, b2), "right": ema(state["right"], g.mT @ g, b2)}
-    steps = state["steps"] + xp.astype(xp.any(g != 0, axis=(-2, -1), keepdims=True), g.dtype)  # with a gradient
+    steps = state["steps"] + xp.astype(nonzero_count(g, (-2, -1)) > 0, g.dtype)  # with a gradient
     return u, {"exp_avg": m, "exp_avg_sq": v, "steps": steps} | factors
 
 
@@ -55,27 +56,26 @@ def schattor(p: float = 4.0) -> Rule:
     """
     check(p)
 
-    @keeps(exp_avg=entries)
-    def rule(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
-        m = ema(state["exp_avg"], g, hyper.betas[0])
-        u, _size = dual(m, p)
-        rows, cols = m.shape[-2:]
-        return 0.2 * sqrt(rows * cols) / min(rows, cols) ** (1 / 2 - 1 / p) * u, {"exp_avg": m}
+    @rule(averaged, MOMENTUM, orthogonalizes=False)
+    def schattor(m: Array, sums: State, state: State, hyper: Hyper, _: Orthogonalize, stages: Stages) -> Step:
+        (u, _size), (rows, cols) = dual(m, p), m.shape[-2:]
+        return 0.2 * sqrt(rows * cols) / min(rows, cols) ** (1 / 2 - 1 / p) * u, {}
 
-    return rule
+    return schattor
 
 
 def schattor_regularised(p: float = 4.0) -> Rule:
     """Schattor's regularised form (arXiv 2606.15702): p = 2 is SGD, and lr is SGD's for every p."""
     check(p)
 
-    @keeps(exp_avg=entries)
-    def rule(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
-        m = ema(state["exp_avg"], g, hyper.betas[0])
+    @rule(averaged, MOMENTUM, orthogonalizes=False)
+    def schattor_regularised(
+        m: Array, sums: State, state: State, hyper: Hyper, _: Orthogonalize, stages: Stages
+    ) -> Step:
         u, size = dual(m, p)
-        return size * u, {"exp_avg": m}
+        return size * u, {}
 
-    return rule
+    return schattor_regularised
 
 
 def check(p: float) -> None:

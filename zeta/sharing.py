@@ -1,8 +1,8 @@
 """Who orthogonalises which matrix where several ranks hold them, and what goes over the wire for it.
 
-Plans only, made of shapes: the optimizers carry them out, `bench/communication.py` adds them up. Moments and coordinate
-whitening work entry by entry, so they stay where the entries are. A matrix's spectrum needs the whole matrix: each has
-one owner, to whom the ranks send their parts and who sends back theirs.
+Plans only, made of shapes: the optimizers carry them out, `bench/communication.py` adds them up. A rule's first half
+works entry by entry, so it runs where the entries are. Its second half needs whole matrices: each has one owner, to
+whom the ranks send their parts of x, of its state, and sums; who sends back theirs of u and of the state.
 """
 
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
@@ -10,8 +10,11 @@ from itertools import pairwise, product
 from math import ceil, prod
 from typing import NamedTuple
 
+from zeta.core import Rule, zeta
 from zeta.forms import flops
 from zeta.layout import BATCH_ENTRIES, Route, shapes
+from zeta.stages import Shape, entries
+from zeta.storage import stored
 
 SLACK = 1.05  # how far over its even share of the work a rank goes to spare an exchange
 Box = tuple[slice, ...]  # one slice an axis
@@ -127,21 +130,85 @@ def balance(costs: Sequence[float], ranks: int, able: Sequence[Collection[int]] 
     return found
 
 
-def sent(batches: list[list[tuple[Unit, int]]], holders: Mapping[Hashable, list[Held]]) -> list[int]:
-    """The entries that each rank sends to others in a step; one for each row tells whether its gradient is zero."""
-    entries = [0] * max(map(len, holders.values()))
+def sent(batches: list[list[tuple[Unit, int]]], holders: Mapping[Hashable, list[Held]], rule: Rule = zeta) -> list[int]:
+    """The entries that each rank sends to others in a step of this rule."""
+    ranks = max(map(len, holders.values()))
+    like_x = 1 + sum(rule.keeps[key] is entries for key in rule.carried)  # what travels both ways, beside x and u
+    result = [0] * ranks
     for unit, owner in (task for batch in batches for task in batch):
         for rank, at in senders(unit, owner, holders[unit.key]):
-            entries[rank] += (rank != owner) * (prod(size(at)) + prod(size(across(at, unit.route))))
+            sums = sum(prod(sum_size(shape, unit, at)) for _, shape in rule.summed.values())
+            result[rank] += (rank != owner) * (like_x * prod(size(at)) + sums)
         for rank, at in receivers(unit, holders[unit.key]):
-            entries[owner] += (rank != owner) * prod(size(at))
-    return entries
+            result[owner] += (rank != owner) * like_x * prod(size(at))
+        kept = stored({k: rule.keeps[k] for k in rule.carried if rule.keeps[k] is not entries}, unit.route, unit.shape)
+        result[owner] += (ranks - 1) * sum(map(prod, kept.values()))
+    return result
 
 
-def across(box: Box, route: Route) -> Box:
-    """The box with the axis that is not cut into parts taken as one entry."""
-    axis = len(box) - 3 - route.axis
-    return (*box[:axis], slice(0, 1), *box[axis + 1 :])
+class Lines(NamedTuple):
+    """The rows (or columns) of a unit's matrices, counted through all of them, that a box of the unit has parts of."""
+
+    numbers: list[slice]  # one run after the other
+    segments: dict[int, list[slice]]  # which of the box's own lines belong together: to one piece of one matrix
+
+    def __len__(self) -> int:
+        return sum(run.stop - run.start for run in self.numbers)
+
+
+def lines(unit: Unit, at: Box) -> tuple[Lines, Lines]:
+    """The rows and the columns of the box `at`, as which its entries lie in order."""
+    _, rows, cols = unit.route.matrices
+    split = next((k for k in range(1, len(unit.shape) + 1) if prod(unit.shape[k:]) == cols), 0)
+    if not split:
+        raise ValueError(
+            f"a parameter of shape {unit.shape} holds matrices {unit.route.matrices}, whose columns are no axes of it: "
+            "ranks that keep parts of it cannot tell them; give it a shape that ends with them"
+        )
+    turns = {unit.route.axis: unit.route.parts}
+    sides = (slice(None, split), rows, turns.get(-2, ())), (slice(split, None), cols, turns.get(-1, ()))
+    by_row, by_col = (_lines(unit.shape[axes], at[axes], length, parts) for axes, length, parts in sides)
+    return by_row, by_col
+
+
+def _lines(shape: tuple[int, ...], box: Box, length: int, parts: tuple[int, ...]) -> Lines:
+    """Of an array of this shape, each of whose matrices has so many lines, `parts` of which take turns."""
+    numbers: list[slice] = []
+    last = box[-1] if box else slice(0, 1)
+    for index in product(*(range(s.start, s.stop) for s in box[:-1])):
+        start = last.start
+        for k, i in enumerate(index):
+            start += i * prod(shape[k + 1 :])
+        stop = start + last.stop - last.start
+        if numbers and numbers[-1].stop == start:
+            numbers[-1] = slice(numbers[-1].start, stop)
+        else:
+            numbers.append(slice(start, stop))
+    return Lines(numbers, _segments(numbers, length, parts or (length,)))
+
+
+def _segments(numbers: list[slice], length: int, parts: tuple[int, ...]) -> dict[int, list[slice]]:
+    """{segment: its runs in the box's own lines}; matrix by matrix, and in each part by part."""
+    result: dict[int, list[slice]] = {}
+    own, turn = 0, sum(parts)
+    for run in numbers:
+        at = run.start
+        while at < run.stop:
+            end, i = at - at % length % turn, -1
+            while end <= at:
+                i += 1
+                end += parts[i]
+            stop = min(end, run.stop)
+            result.setdefault(at // length * len(parts) + i, []).append(slice(own, own + stop - at))
+            own, at = own + stop - at, stop
+    return result
+
+
+def sum_size(shape: Shape, unit: Unit, at: Box) -> tuple[int, int]:
+    """The size of a sum of this shape (`per_row`, `per_col`, `one`) over the box: a number a line, or a segment."""
+    by_line = shape(2, 2)
+    rows, cols = lines(unit, at)
+    return tuple(len(side) if n > 1 else len(side.segments) for side, n in zip((rows, cols), by_line, strict=True))  # type: ignore[return-value]
 
 
 def size(box: Box) -> tuple[int, ...]:

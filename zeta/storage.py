@@ -8,9 +8,9 @@ from math import prod
 
 from array_api_compat import array_namespace
 
-from zeta.core import Array
+from zeta.core import Array, Keeps
 from zeta.layout import Route, join, piece, shapes
-from zeta.stages import Keeps, Shape, entries
+from zeta.stages import Shape, entries
 
 
 def stored(keeps: Keeps, route: Route, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
