@@ -108,7 +108,9 @@ def first_half(
     rule: Rule, states: Any, grads: Any, options: Any, hyper: Hyper, here: list[Task], mail: Mail, *dtypes: torch.dtype
 ) -> None:
     """The rule's first half on this rank's parts; into the mail goes what their owners need of them."""
-    (wire, wide), me = dtypes, here[0].place.rank if here else 0
+    if not here:
+        return
+    (wire, wide), me = dtypes, here[0].place.rank
     g = [view(grads[t.unit.key], t).to(wide, copy=True) for t in here]
     if options["maximize"]:
         torch._foreach_neg_(g)
@@ -118,8 +120,7 @@ def first_half(
         for x, sides in zip(g, sends, strict=True)
     ]  # before x is written over the gradient
     moments = [key for key in rule.keeps if key not in rule.carried]
-    if here:
-        torch_step.local(rule, g, {key: [view(states[t.unit.key][key], t) for t in here] for key in moments}, hyper)
+    torch_step.local(rule, g, {key: [view(states[t.unit.key][key], t) for t in here] for key in moments}, hyper)
     for t, x, sides, tensors in zip(here, g, sends, sums, strict=True):
         if sides:
             mail.send(t.owner, wire, x)

@@ -1,7 +1,8 @@
 """What a step costs each rank: bytes sent, operations of Newton-Schulz, and how even they are.
 
 Beside it the plain way: every rank gathers every whitened matrix and orthogonalises all of them. The numbers follow
-from `zeta.sharing`, which the optimizers obey; `--check` counts them in real runs of two and four ranks.
+from `zeta.sharing`, which the optimizers obey; `--check` counts them in real runs of two and four ranks. Zeta stands
+for rules that send x and u alone, Eta for those that need sums, NorMuon for those whose second half has state.
 """
 
 import argparse
@@ -16,12 +17,18 @@ from unittest.mock import patch
 from measure import show
 
 import zeta
+from zeta import family
+from zeta.core import Rule
 from zeta.forms import flops
 from zeta.layout import Route, shapes
-from zeta.sharing import Held, held, plan, sent, size
+from zeta.sharing import Box, Held, held, plan, sent, size
+from zeta.storage import stored
 
 Shapes = dict[str, tuple[int, ...]]
 AXES = {"copies": None, "rows": 0, "columns": -1}  # of every parameter, what the ranks share out
+
+
+RULES = {"Zeta": family.zeta, "Eta": family.eta, "NorMuon": family.normuon}
 
 
 class Cost(NamedTuple):
@@ -29,7 +36,7 @@ class Cost(NamedTuple):
 
     sent: list[int]  # entries
     flops: list[int]
-    state: list[int]  # entries of a moment, of the matrices
+    state: list[int]  # entries, of the matrices
 
 
 def dense(layers: int, width: int, hidden: int, heads: int, kv_heads: int, vocab: int, head: int = 128) -> Shapes:
@@ -71,7 +78,7 @@ MODELS: dict[str, Callable[[], Shapes]] = {  # layers, width, hidden, heads, key
 }
 
 
-def cost(model: Shapes, mesh: tuple[int, ...], cuts: tuple[str, ...]) -> Cost:
+def cost(model: Shapes, mesh: tuple[int, ...], cuts: tuple[str, ...], rule: Rule = family.zeta) -> Cost:
     """Of one step of the model's matrices over a mesh, whose axes hold copies or share rows or columns out."""
     found = routes(model)
     arrays: dict[Any, Any] = {n: (model[n], r, None, holders(model[n], mesh, cuts)) for n, r in found.items()}
@@ -79,8 +86,14 @@ def cost(model: Shapes, mesh: tuple[int, ...], cuts: tuple[str, ...]) -> Cost:
     work = [0] * ranks
     for unit, owner in (task for batch in batches for task in batch):
         work[owner] += sum(n * flops(rows, cols) for n, rows, cols in shapes(unit.route))
-    state = [sum(prod(size(array[3][rank].box)) for array in arrays.values()) for rank in range(ranks)]
-    return Cost(sent(batches, {n: array[3] for n, array in arrays.items()}), work, state)
+    state = [sum(kept(rule, r, shape, h[rank].box) for shape, r, _, h in arrays.values()) for rank in range(ranks)]
+    return Cost(sent(batches, {n: array[3] for n, array in arrays.items()}, rule), work, state)
+
+
+def kept(rule: Rule, route: Route, shape: tuple[int, ...], box: Box) -> int:
+    """The entries of a parameter's state on a rank with this part of it."""
+    stored_shapes = stored(rule.keeps, route, shape)
+    return sum(prod(size(box)) if stored_shapes[key] == shape else prod(stored_shapes[key]) for key in rule.keeps)
 
 
 def gathered(model: Shapes, mesh: tuple[int, ...], cuts: tuple[str, ...]) -> int:
@@ -109,6 +122,11 @@ def row(name: str, mesh: tuple[int, ...], cuts: tuple[str, ...], width: int) -> 
         "matrices, 1e9": sum(prod(model[n]) for n in routes(model)) / 1e9,
         "ranks": " of ".join(f"{n} {cut}" for n, cut in zip(mesh, cuts, strict=True)),
         "GB sent, most": width * max(found.sent) / 1e9,
+        **{
+            name: width * max(cost(model, mesh, cuts, rule).sent) / 1e9
+            for name, rule in RULES.items()
+            if name != "Zeta"
+        },
         "mean": width * sum(found.sent) / len(found.sent) / 1e9,
         "gather all": width * gathered(model, mesh, cuts) / 1e9,
         "TFLOP, most": max(found.flops) / 1e12,
@@ -117,7 +135,7 @@ def row(name: str, mesh: tuple[int, ...], cuts: tuple[str, ...], width: int) -> 
     }
 
 
-def counted(cut: str) -> tuple[int, int, int]:
+def counted(cut: str, kind: Any = None) -> tuple[int, int, int]:
     """What this rank of torch.distributed really sends, computes and keeps in one step of the small model."""
     import torch
     import torch.distributed as dist
@@ -143,11 +161,11 @@ def counted(cut: str) -> tuple[int, int, int]:
         entries += sum(counts) - counts[dist.get_rank()]
         return send(received, out, sizes, counts, **names)
 
-    optimizer = Zeta(params)
+    optimizer = (kind or Zeta)(params)
     with patch.object(dist, "all_to_all_single", count), FlopCounterMode(display=False) as counter:
         optimizer.step()
-    kept = sum(optimizer.state[p]["exp_avg"].to_local().numel() for _, p in params)
-    return entries, counter.get_total_flops(), kept
+    state = [value for _, p in params for value in optimizer.state[p].values()]
+    return entries, counter.get_total_flops(), sum(getattr(v, "to_local", lambda v=v: v)().numel() for v in state)
 
 
 def rank_of(rank: int, ranks: int, folder: str) -> None:
@@ -155,20 +173,24 @@ def rank_of(rank: int, ranks: int, folder: str) -> None:
     import torch
     import torch.distributed as dist
 
+    from zeta.backends import torch as backend
+
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
-    torch.save({cut: counted(cut) for cut in AXES}, f"{folder}/{rank}")
+    torch.save(
+        {(name, cut): counted(cut, getattr(backend, name)) for name in RULES for cut in AXES}, f"{folder}/{rank}"
+    )
     dist.destroy_process_group()
 
 
-def measured(ranks: int) -> dict[str, Cost]:
+def measured(ranks: int) -> dict[tuple[str, str], Cost]:
     """What was counted on each of so many processes of this machine."""
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(rank_of, (ranks, folder), nprocs=ranks)
         found = [torch.load(Path(folder, str(rank))) for rank in range(ranks)]
-    return {cut: Cost(*map(list, zip(*(one[cut] for one in found), strict=True))) for cut in AXES}
+    return {what: Cost(*map(list, zip(*(one[what] for one in found), strict=True))) for what in found[0]}
 
 
 def main() -> None:
@@ -188,14 +210,17 @@ def main() -> None:
         rows = [
             {
                 "ranks": ranks,
+                "optimizer": name,
                 "cut": cut,
                 "": what,
                 "of each rank": ", ".join(map("{:,}".format, got)),
                 "as told": got == want,
             }
             for ranks in (2, 4)
-            for cut, found in measured(ranks).items()
-            for what, got, want in zip(Cost._fields, found, cost(MODELS["small"](), (ranks,), (cut,)), strict=True)
+            for (name, cut), found in measured(ranks).items()
+            for what, got, want in zip(
+                Cost._fields, found, cost(MODELS["small"](), (ranks,), (cut,), RULES[name]), strict=True
+            )
         ]
         show("Counted in one step of a 12-layer model", rows, options)
         raise SystemExit(not all(row["as told"] for row in rows))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import communication
 import numpy as np
 import torch
 import torch._dynamo  # torch's optimizers import it: once for all ranks, here
@@ -321,8 +320,6 @@ def arrangements(folder: str) -> Iterator[tuple[str, Any]]:
         yield "tensor parallel", lambda: train_mlp(tensor_parallel(init_device_mesh("cpu", (2,))))
         yield "refused", refused
     if ranks == 4:
-        for cut in communication.AXES:
-            yield f"counted {cut}", partial(communication.counted, cut)
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("outer", "inner"))
         yield "rows, twice", partial(fsdp, None, mesh)
         yield (
