@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import model
 import on_mlx
 
-from zeta import forms, samples
+from zeta import family, forms, samples
+from zeta.backends import mlx
 from zeta.backends import mlx_optimizer as backend  # where Newton-Schulz is replaced
 from zeta.layout import cut
 from zeta.routing import route
@@ -23,6 +24,9 @@ SHAPES = samples.PARAMETERS | {FUSED: (56, 24), FROZEN: (48, 80)}
 PARTS = cut(SHAPES[FUSED], (24, 16, 16), "fused")
 CONFIG = model.Config(vocab=64, context=16, layers=2, width=16, heads=2, kv_heads=1)
 GPT = model.Config(vocab=64, context=16, layers=12, width=16, heads=2, kv_heads=1)
+FAMILY = {"up.weight": (12, 20), "down.weight": (20, 12), "qkv.weight": (20, 12), "experts.weight": (3, 8, 6)}
+FAMILY |= {"conv.weight": (6, 3, 3, 2), "norm.weight": (12,), "embed_tokens.weight": (16, 12)}
+FAMILY_PARTS = cut(FAMILY["qkv.weight"], (12, 4, 4), "fused")
 newton_schulz = backend.newton_schulz
 
 
@@ -48,6 +52,35 @@ def ten_steps(group=None):
         grads = tree({name: g * own for name, g in gradients(step).items()})
         after = optimizer.apply_gradients(average_gradients(grads, group) if group else grads, params)
         params = tree_unflatten(list((dict(tree_flatten(params)) | dict(tree_flatten(after))).items()))
+        mx.async_eval(params, optimizer.state)
+    return {name: np.array(a) for name, a in tree_flatten({"param": params, "state": optimizer.state})}
+
+
+class Mine(backend.Zeta):
+    """A user's own class, of a rule with a variance by rows and columns on both sides."""
+
+    rule = family.rank1_both
+
+
+KINDS = {name: getattr(mlx, name) for name in mlx.__all__ if isinstance(getattr(mlx, name), type)} | {"Mine": Mine}
+
+
+def family_start():
+    rng = np.random.default_rng(2)
+    return {name: rng.standard_normal(shape).astype("float32") for name, shape in FAMILY.items()}
+
+
+def family_steps(kind, group=None, dtype=mx.float32):
+    """{name: array} after ten steps of a class, with the same gradients on every rank; dead rows, experts and parts."""
+    rng, params = np.random.default_rng(3), family_start()
+    routes = {name: route(name, shape) for name, shape in FAMILY.items()} | {"qkv.weight": FAMILY_PARTS}
+    options = {"ns_dtype": dtype} if KINDS[kind].rule.orthogonalizes else {}
+    optimizer, params = KINDS[kind](1e-2, routes=routes, group=group, **options), tree(params)
+    for step in range(10):
+        grads = {name: rng.standard_normal(shape) for name, shape in FAMILY.items()}
+        if step % 3:
+            grads["up.weight"][2], grads["experts.weight"][1], grads["qkv.weight"][12:16] = 0, 0, 0
+        params = optimizer.apply_gradients(tree(grads), params)
         mx.async_eval(params, optimizer.state)
     return {name: np.array(a) for name, a in tree_flatten({"param": params, "state": optimizer.state})}
 
@@ -122,6 +155,8 @@ def training(optimizer="zeta"):
 def main(folder):
     group = mx.distributed.init(strict=True, backend="ring")
     found = {"steps": ten_steps(group), "work": {"flops": np.array(work(group))}, "zeta": training()}
+    found |= {f"family {kind}": family_steps(kind, group) for kind in KINDS}
+    found |= {f"half {kind}": family_steps(kind, group, mx.bfloat16) for kind in ("Zeta", "Eta", "NorMuon")}
     if group.size() == 2:  # more would take turns on two cores
         found |= {"messages": many_messages(group), "several": several_optimizers(group)}
         found |= {"adamw": training("adamw"), "muon": training("muon")}

@@ -89,6 +89,27 @@ def test_ten_steps_equal_one_process(ranks, alone):
     assert_same_steps(ranks[0]["steps"], alone)
 
 
+def assert_same_family(got, want, bound):
+    origins = mlx_ranks.family_start()
+    for name, array in want.items():
+        assert_close(got[name], array, bound, origins.get(name.removeprefix("param."), 0.0))
+
+
+@pytest.mark.parametrize("kind", mlx_ranks.KINDS)
+def test_every_class_equals_one_process(ranks, kind):
+    want = mlx_ranks.family_steps(kind)
+    assert_same_family(ranks[0][f"family {kind}"], want, BOUND)
+    for other in ranks[1:]:
+        assert all(np.array_equal(other[f"family {kind}"][name], ranks[0][f"family {kind}"][name]) for name in want)
+
+
+@pytest.mark.parametrize("kind", ["Zeta", "Eta", "NorMuon"])
+def test_in_bfloat16_products_too(ranks, kind):
+    """An owner multiplies what one process multiplies, and what it sends has the products' dtype already."""
+    want = mlx_ranks.family_steps(kind, dtype=mx.bfloat16)
+    assert_same_family(ranks[0][f"half {kind}"], want, TOLERANCE["bfloat16"].step)
+
+
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("mistake", ["dropped", "halved"])
 def test_a_lost_result_or_a_matrix_taken_in_halves_is_noticed(ranks, alone, mistake):
