@@ -170,7 +170,7 @@ def make_parts(
     if name == "zeta":
         return [Part(Zeta(betas=betas, weight_decay=weight_decay, group=group), list(params))]
     if name == "eta":
-        return [Part(Eta(betas=betas, weight_decay=weight_decay), list(params))]
+        return [Part(Eta(betas=betas, weight_decay=weight_decay, group=group), list(params))]
     adamw = AdamW(1e-3, list(betas), weight_decay=weight_decay, bias_correction=True)
     if name == "adamw":
         return [Part(adamw, list(params))]

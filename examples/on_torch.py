@@ -193,10 +193,9 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """One optimizer, or for Muon, which takes matrices only, two; `group` are ranks with copies of the parameters."""
     named = list(params.items())
-    if name == "zeta":
-        return [Zeta(named, betas=betas, weight_decay=weight_decay, process_group=group)]
-    if name == "eta":
-        return [Eta(named, betas=betas, weight_decay=weight_decay)]
+    if name in ("zeta", "eta"):
+        kind = Eta if name == "eta" else Zeta
+        return [kind(named, betas=betas, weight_decay=weight_decay, process_group=group)]
     if name == "adamw":
         return [torch.optim.AdamW(named, betas=betas, weight_decay=weight_decay)]
     matrices = [(n, p) for n, p in named if route(n, tuple(p.shape)).treatment == "zeta"]

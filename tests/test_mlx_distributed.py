@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +18,9 @@ import journal  # noqa: E402
 import mlx_ranks  # noqa: E402
 import on_mlx  # noqa: E402
 import train_lm  # noqa: E402
+from loop import FILE  # noqa: E402
 
+from zeta import checkpoint  # noqa: E402
 from zeta.parity import TOLERANCE, assert_close  # noqa: E402
 
 FROZEN = f"param.{mlx_ranks.FROZEN}"
@@ -157,13 +160,43 @@ def test_one_rank_sends_nothing(alone, monkeypatch):
     mlx_ranks.training()
 
 
-def test_the_training_script_on_two_ranks_is_that_of_one(tmp_path):
-    script = Path(on_mlx.__file__).with_name("train_lm.py")
-    flags = TINY.split()
-    flags += ["--data", str(script.with_name("loop.py"))]
-    printed = launch(2, script, *flags, "--out", tmp_path / "two")
-    assert printed.count("parameters, zeta on mlx") == 1  # one rank speaks
+# The training script, whose rank 1 is killed in step 6.
+KILLED = """
+import os, signal, sys
+import on_mlx, train_lm
+
+def killed(self, *args, **names):
+    if next(calls) == 6 and self.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *args, **names)
+
+step, calls = on_mlx.Trainer.step, iter(range(1, 100))
+on_mlx.Trainer.step = killed
+sys.exit(train_lm.main(sys.argv[1:]))
+"""
+
+
+def losses(folder):
+    return np.array([line["loss"] for line in journal.read(folder / "metrics.jsonl") if "loss" in line])
+
+
+@pytest.mark.parametrize("optimizer", ["zeta", "eta"])
+def test_the_training_script_on_two_ranks_is_that_of_one_and_is_continued_by_any(tmp_path, optimizer, monkeypatch):
+    examples = Path(on_mlx.__file__).parent
+    flags = [*TINY.split(), "--data", str(examples / "loop.py"), "--optimizer", optimizer, "--eval-every", "4"]
+    (tmp_path / "killed.py").write_text(KILLED)
+    monkeypatch.setenv("PYTHONPATH", str(examples))
+    printed = launch(2, tmp_path / "killed.py", *flags, "--out", tmp_path / "two")
+    assert printed.count(f"parameters, {optimizer} on mlx") == 1  # one rank speaks
+    assert checkpoint.load(tmp_path / "two" / FILE)[1]["step"] == 4
     assert train_lm.main([*flags, "--backend", "mlx", "--out", str(tmp_path / "one")]) == 0
-    two, one = ([line.get("loss") for line in journal.read(tmp_path / out / "metrics.jsonl")] for out in ("two", "one"))
-    assert len(two) == 9
-    np.testing.assert_allclose(np.array(two, float), np.array(one, float), rtol=1e-5)
+    for name, resumed in {"again": (2,), "one rank": ("mlx",), "torch": ("torch",)}.items():
+        shutil.copytree(tmp_path / "two", tmp_path / name)
+        if resumed == (2,):
+            launch(2, examples / "train_lm.py", *flags, "--resume", "--out", tmp_path / name)
+        else:
+            again = [*flags, "--resume", "--backend", *resumed, "--out", str(tmp_path / name)]
+            assert train_lm.main(again) == 0
+        got, want = losses(tmp_path / name), losses(tmp_path / "one")
+        assert len(got) == 8
+        np.testing.assert_allclose(got, want, rtol=1e-4 if name == "torch" else 1e-5)

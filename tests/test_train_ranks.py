@@ -56,19 +56,24 @@ def torchrun(script: Path, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+@pytest.fixture(scope="module", params=["zeta", "eta"])
+def optimizer(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_process(tmp_path_factory: pytest.TempPathFactory, optimizer: str) -> Path:
     out = tmp_path_factory.mktemp("one")
-    assert train_lm.main(arguments(out, "--backend", "torch")) == 0
+    assert train_lm.main(arguments(out, "--backend", "torch", "--optimizer", optimizer)) == 0
     return out
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def killed(tmp_path_factory: pytest.TempPathFactory, optimizer: str) -> tuple[Path, str]:
     """A job of two ranks of which one was killed: its folder, and what it said."""
     folder = tmp_path_factory.mktemp("killed")
     (folder / "killed.py").write_text(KILLED)
-    code, said = torchrun(folder / "killed.py", *arguments(folder / "out"))
+    code, said = torchrun(folder / "killed.py", *arguments(folder / "out", "--optimizer", optimizer))
     assert code == 1, said
     return folder / "out", said
 
@@ -98,20 +103,22 @@ def losses(out: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in journal.read(out / "metrics.jsonl") if "loss" in line}
 
 
-@pytest.mark.parametrize(("ranks", "flags"), [(1, []), (2, ["--fsdp"]), (4, [])])
+@pytest.mark.parametrize(("ranks", "flags"), [(1, []), (1, ["--backend", "mlx"]), (2, ["--fsdp"]), (4, [])])
 def test_any_number_of_ranks_goes_on(
-    killed: tuple[Path, str], one_process: Path, tmp_path: Path, ranks: int, flags: list[str]
+    killed: tuple[Path, str], one_process: Path, tmp_path: Path, ranks: int, flags: list[str], optimizer: str
 ) -> None:
+    if "mlx" in flags:
+        pytest.importorskip("mlx.core")
     shutil.copytree(killed[0], tmp_path, dirs_exist_ok=True)
     assert checkpoint.load(tmp_path / FILE)[1]["step"] == 5
     if ranks == 2:
         code, said = torchrun(EXAMPLES / "train_lm.py", *arguments(tmp_path, "--resume", *flags))
-        assert code == 0 and said.count("parameters, zeta on torch") == 1, said
+        assert code == 0 and said.count(f"parameters, {optimizer} on torch") == 1, said
     elif ranks > 1:
         said = resume(ranks, tmp_path, *flags)
-        assert said.count("parameters, zeta on torch") == 1, said  # one rank speaks
+        assert said.count(f"parameters, {optimizer} on torch") == 1, said  # one rank speaks
     else:
-        assert train_lm.main(arguments(tmp_path, "--backend", "torch", "--resume")) == 0
+        assert train_lm.main(arguments(tmp_path, "--backend", "torch", "--resume", *flags)) == 0
     got, want = losses(tmp_path), losses(one_process)
     assert got.keys() == want.keys()
     np.testing.assert_allclose(list(got.values()), list(want.values()), rtol=1e-4)
