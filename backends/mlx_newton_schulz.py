@@ -25,8 +25,9 @@ def newton_schulz(x: mx.array, coefficients: Steps = COEFFICIENTS["jordan"], dty
         return x
     if x.shape[-2] > x.shape[-1]:
         return newton_schulz(x.mT, coefficients, dtype).mT
+    working = dtype or working_dtype(x)
     stack: mx.array = core.normalize(x.astype(mx.result_type(x, mx.array(0.0)))).reshape(-1, *x.shape[-2:])
-    stack = forms.iterate(stack.astype(dtype or working_dtype(x)), coefficients, symmetric, multiply)
+    stack = forms.iterate(stack, coefficients, lambda x: x.astype(working), symmetric, multiply)
     return stack.reshape(x.shape).astype(x.dtype)
 
 

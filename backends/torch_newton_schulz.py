@@ -37,12 +37,13 @@ def newton_schulz_(x: Tensor, coefficients: Steps, dtype: torch.dtype | None = N
     if not x.is_floating_point():
         raise TypeError(f"x is {x.dtype}, but must be a floating-point tensor")
     if x.numel():
+        working = dtype or working_dtype(x)
         stack = x.view(-1, *x.shape[-2:])
         wide = stack.mT if x.shape[-2] > x.shape[-1] else stack
         for part in torch.tensor_split(wide, _chunks(wide)):
-            unit = normalize(part.to(torch.promote_types(x.dtype, torch.float32))).to(dtype or working_dtype(x))
+            unit = normalize(part.to(torch.promote_types(x.dtype, torch.float32)))
             with torch.autocast(x.device.type, enabled=False):  # it would round the products without a word
-                part.copy_(forms.iterate(unit, coefficients, symmetric, multiply))
+                part.copy_(forms.iterate(unit, coefficients, lambda x: x.to(working), symmetric, multiply))
     return x
 
 

@@ -7,9 +7,10 @@ matrices of the iteration are polynomials of X X^T, so they commute and their pr
 from collections.abc import Callable, Iterator
 
 from zeta.core import COEFFICIENTS, Array, Coefficients
-from zeta.steps import Steps, steps_for
+from zeta.steps import Steps, polynomial, steps_for
 
 Product = Callable[..., Array]
+Narrow = Callable[[Array], Array]
 
 GRAM_ASPECT = 1.5  # cols / rows from which the Gram form needs fewer operations
 GRAM_ROWS = 128  # below, it saves no time worth its rounding: in half precision up to ten times the direct form's
@@ -19,11 +20,17 @@ GRAM_ROWS = 128  # below, it saves no time worth its rounding: in half precision
 RESTART_SLOPE = 50.0
 
 
-def iterate(x: Array, coefficients: Steps, symmetric: Product, multiply: Product) -> Array:
-    """The steps on x (batch, rows, cols), rows <= cols, Frobenius norms 1; multiply(a, x, c, beta) = a x + beta c."""
+def iterate(x: Array, coefficients: Steps, narrow: Narrow, symmetric: Product, multiply: Product) -> Array:
+    """The steps on x (batch, rows, cols), rows <= cols, Frobenius norms 1 or 0; multiply(a, x, c, beta) = a x + beta c.
+
+    Products run on narrow(x). One row needs none: its singular value is its norm, so it is scaled by p(1), unrounded.
+    """
     rows, cols = x.shape[-2:]
+    steps = steps_for(coefficients, rows, cols)
+    if rows == 1:
+        return polynomial(1.0, steps) * x
     form = gram if rows >= GRAM_ROWS and cols >= GRAM_ASPECT * rows else direct
-    return form(x, steps_for(coefficients, rows, cols), symmetric, multiply)
+    return form(narrow(x), steps, symmetric, multiply)
 
 
 def direct(x: Array, coefficients: Coefficients, symmetric: Product, multiply: Product) -> Array:
@@ -63,6 +70,8 @@ def segments(coefficients: Coefficients) -> Iterator[Coefficients]:
 def flops(rows: int, cols: int, coefficients: Steps = COEFFICIENTS["jordan"]) -> int:
     """The operations that `iterate` takes for one matrix, each product counted whole: 2 n m k."""
     n, m = sorted((rows, cols))
+    if n == 1:
+        return m  # no product; not nothing, so that ranks share many of them evenly
     coefficients = steps_for(coefficients, n, m)
     square, long = 2 * n**3, 2 * n * n * m
     if n < GRAM_ROWS or m < GRAM_ASPECT * n:
