@@ -26,7 +26,8 @@ def newton_schulz(x: mx.array, coefficients: Steps = COEFFICIENTS["jordan"], dty
     if x.shape[-2] > x.shape[-1]:
         return newton_schulz(x.mT, coefficients, dtype).mT
     working = dtype or working_dtype(x)
-    stack: mx.array = core.normalize(x.astype(mx.result_type(x, mx.array(0.0)))).reshape(-1, *x.shape[-2:])
+    unit = core.normalize(x.astype(mx.result_type(x, mx.array(0.0)))).reshape(-1, *x.shape[-2:])
+    stack: mx.array = unit * forms.size(coefficients, *x.shape[-2:])
     stack = forms.iterate(stack, coefficients, lambda x: x.astype(working), symmetric, multiply)
     return stack.reshape(x.shape).astype(x.dtype)
 
@@ -55,6 +56,10 @@ def symmetric(
 
 def multiply(a: mx.array, b: mx.array, c: mx.array | None = None, beta: float = 0.0, alpha: float = 1.0) -> mx.array:
     """alpha a b + beta c for batches of matrices."""
+    if c is None and alpha == 1:
+        return a @ b
+    if a.dtype == mx.float64:  # addmm takes its factors in float32 (MLX 0.32)
+        return alpha * (a @ b) + (0.0 if c is None else beta * c)
     if c is None:
-        return a @ b if alpha == 1 else mx.addmm(mx.array(0, a.dtype), a, b, alpha=alpha)  # one rounding
+        return mx.addmm(mx.array(0, a.dtype), a, b, alpha=alpha)  # one rounding
     return mx.addmm(c, a, b, alpha=alpha, beta=beta)

@@ -307,8 +307,8 @@ def test_float64_is_float64():
             got = optimizer.apply_gradients({name: mx.array(g, mx.float64) for name, g in grads.items()}, got)
             for name, update in (("up.weight", core.update), ("bias", adamw.update)):
                 want[name], states[name] = update(grads[name], states[name], want[name], hyper)
-        for name, bound in (("bias", 1e-12), ("up.weight", 1e-7)):  # mx.addmm, MLX 0.32, takes factors in float32
-            assert_close(np.array(got[name]), want[name], bound, params[name])
+        for name in params:
+            assert_close(np.array(got[name]), want[name], 1e-12, params[name])
 
 
 def test_the_example_keeps_float64():
