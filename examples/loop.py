@@ -81,9 +81,11 @@ class Loop:
 
     def _check(self, step: int, loss: float) -> None:
         if not math.isfinite(loss):
+            last = self.s["step"]
+            saved = f"the checkpoint of step {last} is as it was" if last else "no checkpoint was saved"
             raise ValueError(
                 f"the loss or the gradient of step {step} is not finite: choose a lower --lr than {self.s['lr']} or a "
-                f"longer --warmup; what was saved, up to step {self.s['step']}, is as it was"
+                f"longer --warmup; {saved}"
             )
 
     def _save(self, step: int, validate: bool) -> None:

@@ -96,16 +96,13 @@ def parser() -> argparse.ArgumentParser:
 def merge(given: dict[str, Any], saved: dict[str, Any] | None = None) -> dict[str, Any]:
     """All settings: a flag that was given, else what the checkpoint says, else the size's and the optimizer's own.
 
-    Raises ValueError for a value out of range, and where a flag contradicts the checkpoint's model or optimizer.
+    Raises ValueError for a value out of range, and where a flag contradicts the checkpoint or another flag.
     """
     size = SIZES[given.get("size", "tiny")]
-    wanted = (size if "size" in given else {}) | given
-    for name in [*SHAPE, "optimizer", "dtype"] if saved else []:
-        if name in wanted and wanted[name] != saved[name]:
-            raise ValueError(
-                f"the checkpoint is one of another model: its {name} is {saved[name]}, not {wanted[name]}: "
-                "leave the flags of the model out to go on with it, or choose another --out to start anew"
-            )
+    if saved:
+        check_saved(given, saved)
+    if given.get("tokenizer") and given.get("vocab"):
+        raise ValueError("--tokenizer has its own vocabulary, and --vocab trains another: leave one of them out")
     optimizer = OPTIMIZERS[(saved or given).get("optimizer", "zeta")]
     settings = DEFAULTS | dict(optimizer="zeta") | size | optimizer | (saved or {}) | given
     for name in ("data", "tokenizer"):  # as JSON can keep them, and whatever folder the run goes on from
@@ -122,3 +119,23 @@ def merge(given: dict[str, Any], saved: dict[str, Any] | None = None) -> dict[st
     if not all(0 <= b < 1 for b in settings["betas"]):
         raise ValueError(f"--betas is {settings['betas']}, but both must be at least 0 and below 1")
     return settings
+
+
+def check_saved(given: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Raises ValueError where the checkpoint is not one that can go on with these flags."""
+    wanted = (SIZES[given["size"]] if "size" in given else {}) | given
+    kept = [*SHAPE, "optimizer", "dtype"]
+    if missing := sorted({*kept, "step", "steps", "text"} - saved.keys()):
+        raise ValueError(f"train_lm.py did not write this checkpoint, which lacks {missing}: choose another --out")
+    for name in kept:
+        if name in wanted and wanted[name] != saved[name]:
+            flag = f"--{name.replace('_', '-')}" if name in given else "--size"
+            raise ValueError(
+                f"the checkpoint's {name} is {saved[name]}, not {wanted[name]}: leave {flag} out to go on with it, or "
+                "choose another --out to start anew"
+            )
+    if given.get("steps", saved["step"]) < saved["step"]:
+        raise ValueError(
+            f"--steps is {given['steps']}, but the checkpoint is of step {saved['step']} already: give more, or leave "
+            f"--steps out to go on to {saved['steps']}"
+        )

@@ -59,6 +59,8 @@ def choose(out: Path, given: Path | None, vocab: int | None, text: bytes, resume
             part = out / f".tokenizer.{os.getpid()}"
             shutil.copyfile(given, part)
             os.replace(part, kept)  # whole, for other ranks that read it
+    elif given and given.is_file() and kept.is_file() and given.read_bytes() != kept.read_bytes():
+        raise ValueError(f"{given} is not the tokenizer that {out} was begun with: leave --tokenizer out")
     elif not resume:
         train(text, vocab or 0, kept)
     return Vocabulary(kept)

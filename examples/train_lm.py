@@ -4,7 +4,6 @@
 import os
 import re
 import sys
-from itertools import count
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -39,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         if "alloc" in str(error):
             message = f"out of memory: choose a smaller --batch, --context or --size ({error})"
         elif LAUNCHED and re.search("gloo|NCCL|onnection|timed out", str(error)):
-            message = f"another rank is gone: go on from the last checkpoint with --resume ({error})"
+            message = f"another rank is gone: go on from the last checkpoint, if there is one, with --resume ({error})"
         else:
             raise
         status = 2
@@ -69,6 +68,10 @@ def train(given: dict[str, Any]) -> int:
         restore(trainer, arrays, config)
 
     show = print if trainer.rank == 0 else lambda *_: None
+    if s["step"] == s["steps"]:
+        show(f"step {s['step']} of {s['steps']} was reached before: give more --steps to go on")
+    if s["warmup"] > s["steps"]:
+        show(f"the warm-up of {s['warmup']} steps is longer than the run of {s['steps']}: no step has --lr {s['lr']}")
     show(f"{sum(a.size for a in model.init(config, 0).values()):,} parameters, {s['optimizer']} on {library}, in {out}")
     s["tokens_per_byte"] = len(parts[1]) / len(source.validation)
     validation = text.windows(parts[1], max(1, VALIDATION // config.context), config.context + 1)
@@ -86,13 +89,13 @@ def train(given: dict[str, Any]) -> int:
 
 
 def choose_folder(given: dict[str, Any]) -> Path:
-    """--out; without it the next free one of runs/1, runs/2, ..., or with --resume the last that is there.
+    """--out; without it the one after the last of runs/1, runs/2, ..., or with --resume the last itself.
 
     Raises ValueError rather than train over another run's checkpoint.
     """
-    taken = next(n for n in count() if not Path(f"runs/{n + 1}/{FILE}").exists())
-    resume = "resume" in given
-    out: Path = given.get("out", Path(f"runs/{max(taken, 1) if resume else taken + 1}"))
+    folders = (file.parent.name for file in Path("runs").glob(f"*/{FILE}"))
+    last, resume = max((int(name) for name in folders if name.isdecimal()), default=0), "resume" in given
+    out: Path = given.get("out", Path(f"runs/{max(last, 1) if resume else last + 1}"))
     there = (out / FILE).exists()
     if resume and not there:
         raise ValueError(f"there is no {out / FILE} to go on from: leave --resume out to start anew")
@@ -133,9 +136,7 @@ def restore(trainer: Any, arrays: checkpoint.Arrays, config: model.Config) -> No
     for name, shape in model.shapes(config).items():
         got = arrays[name].shape if name in arrays else "missing"
         if got != shape:
-            raise ValueError(
-                f"the checkpoint is one of another model: {name} is {got}, not {shape}: choose another --out"
-            )
+            raise ValueError(f"the checkpoint's {name} is {got}, but the model's {shape}: choose another --out")
     trainer.load(arrays)
 
 

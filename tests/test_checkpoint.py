@@ -109,9 +109,13 @@ def test_what_is_not_there_is_told(path: Path) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_broken_numbers_do_not_replace_good_ones(path: Path, value: float) -> None:
-    with pytest.raises(ValueError, match=r"b holds NaN or infinity"):
-        checkpoint.save(path, ARRAYS | {"b": np.array([1.0, value])}, SETTINGS)
+    broken = ARRAYS | {"b": np.array([1.0, value])}
+    with pytest.raises(ValueError, match=r"b holds NaN or infinity, so .* was not written: go on from the one there"):
+        checkpoint.save(path, broken, SETTINGS)
     assert_same(path)
+    with pytest.raises(ValueError, match=r"new was not written: begin anew"):
+        checkpoint.save(path.with_name("new"), broken, SETTINGS)
+    assert not path.with_name("new").exists()
 
 
 @contextmanager

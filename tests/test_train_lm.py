@@ -162,7 +162,8 @@ BAD = {
     "--resume": "leave --resume out",
     "--out {short}": "choose another --out",
     "--out {short}/below": "choose another --out",
-    "--lr 1e30 --warmup 0": "lower --lr",
+    "--lr 1e30 --warmup 0": "lower --lr than 1e+30 or a longer --warmup; no checkpoint was saved",
+    "--vocab 300 --tokenizer {short}": "leave one of them out",
     "--width 400000000": "out of memory: choose a smaller",
 }
 
@@ -192,11 +193,14 @@ def test_an_absent_library_is_one_line(
 
 SPOILERS = {
     "": "go on from it with --resume",
-    "--resume --width 32": "one of another model",
-    "--resume --layers 2": "one of another model",
-    "--resume --tied": "one of another model",
-    "--resume --optimizer adamw": "one of another model",
-    "--resume --steps 30 --eval-every 20 --lr 1e30": "lower --lr",
+    "--resume --width 32": "the checkpoint's width is 16, not 32: leave --width out",
+    "--resume --layers 2": "the checkpoint's layers is 1, not 2: leave --layers out",
+    "--resume --tied": "the checkpoint's tied is False, not True: leave --tied out",
+    "--resume --optimizer adamw": "the checkpoint's optimizer is zeta, not adamw: leave --optimizer out",
+    "--resume --dtype float64": "the checkpoint's dtype is float32, not float64: leave --dtype out",
+    "--resume --size 124m": "the checkpoint's vocab is None, not 50304: leave --size out",
+    "--resume --steps 7": "--steps is 7, but the checkpoint is of step 8 already: give more, or leave --steps out",
+    "--resume --steps 30 --eval-every 20 --lr 1e30": "or a longer --warmup; the checkpoint of step 8 is as",
     "--resume --data {other}": "the text is not",
     "--resume --device tpu": "choose --device",
 }
@@ -224,6 +228,25 @@ def test_a_spoilt_checkpoint_is_refused(
     assert_one_line(capsys, "cut short")
 
 
+def test_what_another_program_saved_is_refused(
+    tmp_path: Path, trained: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays, _ = checkpoint.load(trained / FILE)
+    checkpoint.save(tmp_path / FILE, arrays, {"step": 8})
+    capsys.readouterr()
+    assert run(tmp_path, data, "--resume") == 2
+    assert_one_line(capsys, "train_lm.py did not write this checkpoint, which lacks ['context',")
+
+
+def test_says_what_a_run_does_not_do(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, data, "--steps 3 --warmup 3") == 0
+    assert "warm-up" not in capsys.readouterr().out
+    assert run(tmp_path, data, "--steps 3 --warmup 4 --lr 0.002 --resume") == 0
+    shown = capsys.readouterr().out
+    assert "the warm-up of 4 steps is longer than the run of 3: no step has --lr 0.002" in shown
+    assert "step 3 of 3 was reached before: give more --steps to go on" in shown
+
+
 def test_a_full_disk_is_one_line(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, data, "--steps 3") == 0
     before, soft = (tmp_path / FILE).read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -248,8 +271,13 @@ def test_a_vocabulary_is_kept_beside_the_run(
     assert run(tmp_path / "parts", data, "--vocab 300") == 130
     assert run(tmp_path / "parts", data, "--resume") == 0
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
-    assert run(tmp_path / "given", data, f"--tokenizer {tmp_path / 'whole/tokenizer.json'}") == 0
+    same = f"--tokenizer {tmp_path / 'whole/tokenizer.json'}"
+    assert run(tmp_path / "given", data, same) == 0
     assert lines(tmp_path / "given") == lines(tmp_path / "whole")
+    assert run(tmp_path / "given", data, f"{same} --resume") == 0
+    capsys.readouterr()
+    assert run(tmp_path / "given", data, f"--tokenizer {data / 'text.txt'} --resume") == 2
+    assert_one_line(capsys, "leave --tokenizer out")
 
 
 def test_whole_files_are_held_out() -> None:
@@ -280,6 +308,16 @@ def test_runs_are_numbered(tmp_path: Path, data: Path, monkeypatch: pytest.Monke
     for flags in ([], [], ["--resume"]):
         assert train_lm.main(["--data", str(data), *SHORT.split(), *flags]) == 0
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["1", "2"]
+
+
+def test_of_runs_with_a_gap_the_newest_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("1", "9", "10", "mine"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / FILE).touch()
+    (tmp_path / "runs/12").mkdir()  # without a checkpoint
+    assert train_lm.choose_folder({"resume": True}) == Path("runs/10")
+    assert train_lm.choose_folder({}) == Path("runs/11")  # the newest, from then on
 
 
 def test_several_runs_in_one_picture(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,8 @@ def save(path: Path, arrays: Arrays, settings: Mapping[str, Any]) -> None:
     """
     for name, array in arrays.items():
         if not np.isfinite(array).all():
-            raise ValueError(f"{name} holds NaN or infinity, so {path} was left as it was: resume from it, lower lr")
+            remedy = "go on from the one there with a lower lr" if path.exists() else "begin anew with a lower lr"
+            raise ValueError(f"{name} holds NaN or infinity, so {path} was not written: {remedy}")
     arrays = {name: np.asarray(a, a.dtype.newbyteorder("<"), order="C") for name, a in arrays.items()}
     header = {"format": FORMAT, "version": VERSION, "settings": json.dumps(settings)}
     content = serialize(arrays, header | {"digest": digest(arrays, header)})
