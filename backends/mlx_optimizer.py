@@ -22,6 +22,7 @@ from .mlx_state import (
     VERSION,
     State,
     check_names,
+    check_rate,
     check_shapes,
     check_state,
     check_step,
@@ -66,6 +67,7 @@ class Zeta(Optimizer):
         ns_dtype: mx.Dtype | None = None,
         group: mx.distributed.Group | None = None,
     ) -> None:
+        check_rate(learning_rate, type(self).__name__)
         products = coefficients != COEFFICIENTS["jordan"] or ns_steps is not None or ns_dtype is not None
         if products and not self.rule.orthogonalizes:
             raise TypeError(

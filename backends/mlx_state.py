@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten as _tree_flatten
 
 from zeta.core import Keeps
 from zeta.layout import Route
-from zeta.storage import stored
+from zeta.storage import stored, writers
 
 VERSION = "zeta_version_1"  # a key, because its value could not be read while `mx.compile` traces
 State = dict[str, mx.array]
@@ -81,13 +81,19 @@ def check_state(new: Any, old: Any, keeps: Keeps, version: str) -> None:
     """Raises ValueError where the state is another optimizer's, of another version, or shaped unlike what is there."""
     if not isinstance(new, dict) or "step" not in new:
         raise ValueError(f"an optimizer's state is a dict with a step, but this is {str(new)[:60]}")
-    before = dict(tree_flatten(old))
-    for name, value in tree_flatten(new):
-        key = name.rpartition(".")[2]
+    before, after = dict(tree_flatten(old)), dict(tree_flatten(new))
+    for name in new:
         if name.startswith("zeta_version_") and name != version:
-            raise ValueError(f"the state is {name}, this optimizer reads {version}: use the one that wrote it")
-        if "." in name and key not in {"exp_avg", "exp_avg_sq", "step", "remainder", *keeps}:
-            raise ValueError(f"the state has {name}, which is not this optimizer's: it belongs to another optimizer")
+            raise ValueError(_other(name, version))
+    for name, value in after.items():
+        param, _, key = name.rpartition(".")
+        if param and key not in {"exp_avg", "exp_avg_sq", "step", "remainder", *keeps}:
+            writer = writers(other.removeprefix(f"{param}.") for other in after if other.startswith(f"{param}."))
+            raise ValueError(
+                f"the state of {param} was written by {writer}, not by this {_writer(version)}: start anew"
+            )
+        if name in before and not isinstance(value, mx.array):
+            raise ValueError(f"the state's {name} is {type(value).__name__}, but must be an mx.array: convert it")
         if name in before and value.shape != before[name].shape:
             raise ValueError(
                 f"the state's {name} has shape {value.shape}, but its parameter {before[name].shape}: "
@@ -95,9 +101,34 @@ def check_state(new: Any, old: Any, keeps: Keeps, version: str) -> None:
             )
 
 
+def _writer(version: str) -> str:
+    """The class that a version's key names."""
+    return (*version.split("_", 3), "Zeta")[3]
+
+
+def _other(version: str, own: str) -> str:
+    """Why a state with the one key is not for an optimizer with the other."""
+    if version.split("_")[2] != own.split("_")[2]:
+        return f"the state is {version}, this zeta reads {own}: install the zeta that wrote it"
+    writer = _writer(version)
+    return f"the state was written by {writer}, not by {_writer(own)}: load it into {writer}, or start anew"
+
+
+def check_rate(rate: Any, name: str) -> None:
+    """Raises TypeError for what is no rate: parameters, above all, which torch's optimizers take first."""
+    if isinstance(rate, dict | list) or getattr(rate, "size", 1) != 1:  # a model is a dict, too
+        raise TypeError(
+            f"learning_rate is {type(rate).__name__}, but must be one number or a schedule: "
+            f"optimizer = {name}(learning_rate=1e-3), then optimizer.update(model, gradients)"
+        )
+
+
 def check_step(grads: dict[str, mx.array], params: dict[str, mx.array]) -> None:
-    """Raises TypeError for parameters that no step can move, ValueError for gradients of another shape than theirs."""
+    """Raises TypeError for parameters that no step can move, ValueError for gradients that are not theirs."""
     for name, grad in grads.items():
+        if name not in params:
+            known = ", ".join(sorted(params)[:3])
+            raise ValueError(f"there is a gradient of {name}, but no such parameter: there are {known}, ...")
         p = params[name]
         if not is_floating(p):
             raise TypeError(f"{name} is {p.dtype}, but must be real floating-point numbers: freeze or convert it")

@@ -8,7 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zeta.storage import writers
+
 from .torch_places import placed
+from .torch_state import as_tensor
 
 # Fewer than zeta.routing's: PEFT's base_layer tells two parameters of one name apart.
 WRAPPER = re.compile(r"(^module|\b_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -34,10 +37,10 @@ def load_named_state(params: Any, optimizers: Any, arrays: Mapping[str, Any]) ->
     Raises ValueError, before anything is changed, where names or shapes do not fit the model.
     """
     model, owner = named(params), owners(optimizers)
-    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+    values = {full: torch.as_tensor(a) for full, a in arrays.items()}
+    shapes = {full: tuple(value.shape) for full, value in values.items()}
     check_names(shapes, model)
     check_state(shapes, model, owner)
-    values = {full: a if isinstance(a, Tensor) else torch.from_numpy(a) for full, a in arrays.items()}
     for name, p in model.items():
         p.copy_(values[name] if hasattr(values[name], "device_mesh") else placed(values[name], p, None))
         if p in owner:
@@ -56,7 +59,7 @@ def _narrow(p: Tensor) -> bool:
 
 def _state(value: Any, key: str, p: Tensor, optimizer: Any) -> Tensor:
     if key == "step" or value.shape != p.shape:  # torch's own optimizers count steps on the CPU
-        return value  # type: ignore[no-any-return]
+        return as_tensor(value, key)
     value = value.to(p.dtype if key == "remainder" else torch.promote_types(p.dtype, torch.float32))
     if hasattr(value, "device_mesh"):
         return value  # type: ignore[no-any-return]
@@ -100,11 +103,12 @@ def check_state(saved: Mapping[str, Any], model: Mapping[str, Any], owner: Mappi
     needs = {p: needed for o in set(owner.values()) if hasattr(o, "needs") for p, needed in o.needs().items()}
     for name, found in states.items():
         needed = needs.get(model[name], found)
-        if found != needed:
-            raise ValueError(
-                f"the checkpoint's state of {name} is {found}, but {type(owner[model[name]]).__name__} keeps {needed}: "
-                "it belongs to another optimizer or model"
-            )
+        if found == needed:
+            continue
+        here = f"the checkpoint's state of {name} is {found}, but {type(owner[model[name]]).__name__} keeps {needed}: "
+        if found.keys() == needed.keys():
+            raise ValueError(f"{here}it belongs to another model, or to other routes")
+        raise ValueError(f"{here}load it into the optimizer that wrote it, {writers(found)}, with the same routes")
 
 
 def named(params: Any) -> dict[str, Any]:

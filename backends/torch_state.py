@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zeta.core import Keeps
 from zeta.layout import Route
-from zeta.storage import stored
+from zeta.storage import stored, writers
 
 from .torch_places import Place, check_placement, mine, placed, zeros
 
@@ -68,16 +68,24 @@ def round_back(params: list[Tensor], remainders: list[Tensor], wide: list[Tensor
 
 def check_state(groups: list[dict[str, Any]], state_dict: dict[str, Any], keeps: Keeps, place: Places) -> None:
     """Raises ValueError where the state is another optimizer's, of another version, or of other parameters."""
+    own = next((group.get("rule", "Zeta") for group in groups), "Zeta")
     for group in state_dict["param_groups"]:
         if "version" not in group or "routes" not in group:
-            raise ValueError(f"this is another optimizer's state, with groups of {sorted(group)}: start anew")
+            kept: dict[str, Any] = next(iter(state_dict["state"].values()), {})
+            raise ValueError(
+                f"the state was written by {writers(kept)}, not by this {own}: load it there or start anew"
+            )
         if group["version"] != VERSION:
-            raise ValueError(f"the state has version {group['version']}, this zeta reads {VERSION}: install that")
+            version = f"{group['version']}, this zeta reads {VERSION}"
+            raise ValueError(f"the state has version {version}: install the zeta that wrote it")
+        if (rule := group.get("rule", "Zeta")) != own:
+            raise ValueError(f"the state was written by {rule}, not by {own}: load it into {rule}, or start anew")
     for p, saved, route in _pairs(groups, state_dict):
         shapes = wanted(p, Route(*route), keeps)
         if shapes.keys() - saved.keys() or saved.keys() - shapes.keys() - {"remainder"}:
             raise ValueError(
-                f"a parameter of shape {tuple(p.shape)} needs {sorted(shapes)}, but the state {sorted(saved)}"
+                f"a parameter of shape {tuple(p.shape)} needs {sorted(shapes)}, but the state has {sorted(saved)}: "
+                "build the optimizer with the routes it was saved with"
             )
         for name, shape in (shapes | {"remainder": tuple(p.shape)} if "remainder" in saved else shapes).items():
             if tuple(saved[name].shape) != shape:
@@ -87,9 +95,6 @@ def check_state(groups: list[dict[str, Any]], state_dict: dict[str, Any], keeps:
                 )
             check_placement(saved[name], p, place(p))
     for group, saved in zip(groups, state_dict["param_groups"], strict=False):
-        if saved.get("rule") != group.get("rule"):
-            rules = f"{saved.get('rule', 'Zeta')}, this optimizer {group.get('rule', 'Zeta')}"
-            raise ValueError(f"the state's matrices moved by {rules}: start anew")
         if [_form(r) for r in saved["routes"]] != [_form(r) for r in group["routes"]]:
             raise ValueError("the state is of other matrices: build the optimizer with the routes it was saved with")
 
@@ -131,4 +136,10 @@ def _pairs(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> Iterator
     for group, other in zip(groups, saved, strict=True):
         for p, index, route in zip(group["params"], other["params"], group["routes"], strict=True):
             if index in state_dict["state"]:
-                yield p, state_dict["state"][index], route
+                yield p, {key: as_tensor(value, key) for key, value in state_dict["state"][index].items()}, route
+
+
+def as_tensor(value: Any, key: str) -> Tensor:
+    """The saved value as this zeta keeps it: old torch and other tools count steps in Python's numbers."""
+    x = torch.as_tensor(value)
+    return x if key != "step" or x.is_floating_point() else x.to(torch.float32)

@@ -1,5 +1,6 @@
 """What the language model needs from MLX: fused operations, gradients averaged over ranks, optimizers, state."""
 
+from collections.abc import Iterable
 from functools import partial
 from math import sqrt
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from mlx.optimizers import AdamW, Muon, Optimizer, clip_grad_norm
 
 from zeta.backends.mlx import Eta, Zeta
 from zeta.routing import route
+from zeta.storage import writers
 
 
 def rms_norm(x: mx.array, weight: mx.array) -> mx.array:
@@ -140,9 +142,14 @@ class Trainer:
 
     def load(self, arrays: dict[str, np.ndarray]) -> None:
         """Continues from arrays that `arrays` of either library gave. Raises ValueError for another optimizer's."""
-        needs, has = ({n for n in found if n.startswith("optimizer.")} for found in (self.arrays(), arrays))
-        if has and has != needs:  # a torch optimizer has none before its first step
-            raise ValueError(f"the checkpoint differs in {sorted(needs ^ has)[:3]}: give the --optimizer that wrote it")
+        needs, has = kept(self.arrays()), kept(arrays)
+        wrong = next((name for name in needs | has if needs.get(name) != has.get(name)), None)
+        if has and wrong:  # a torch optimizer has none before its first step
+            got, want = has.get(wrong, set()), needs.get(wrong, set())
+            raise ValueError(
+                f"the checkpoint's state of {wrong} is {sorted(got)}, written by {writers(got)}, but this optimizer "
+                f"keeps {sorted(want)}: give the --optimizer that wrote it"
+            )
         self.params = {name: mx.array(arrays[name], p.dtype) for name, p in self.params.items()}
         for part in self.parts:
             keys = {new: old for old, new in NAMES[type(part.optimizer)].items()}
@@ -156,6 +163,16 @@ class Trainer:
 
     def _tree(self, params: dict[str, mx.array]) -> model.Params:
         return model.nest({name: p.astype(self.dtype) for name, p in params.items()})
+
+
+def kept(arrays: Iterable[str]) -> dict[str, set[str]]:
+    """{NAME: the keys of its state} of names such as "optimizer.KEY.NAME"."""
+    keys: dict[str, set[str]] = {}
+    for full in arrays:
+        if full.startswith("optimizer."):
+            _, key, name = full.split(".", 2)
+            keys.setdefault(name, set()).add(key)
+    return keys
 
 
 def make_parts(

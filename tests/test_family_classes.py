@@ -1,5 +1,7 @@
 """The family's optimizer classes: the pure functions, with Zeta's routing, saved state and half precision."""
 
+import re
+
 import numpy as np
 import pytest
 from conftest import TorchRun
@@ -8,6 +10,7 @@ import zeta
 from zeta import adamw, family, preconditioned
 from zeta.layout import Route
 from zeta.parity import TOLERANCE, assert_close, relative_error, spectral_polynomial
+from zeta.storage import WRITERS, writers
 
 RULES = {
     "Signum": family.signum,
@@ -47,6 +50,15 @@ def draw(count=6):
 
 
 PARAMS, GRADS = draw()
+
+
+def test_messages_know_which_optimizer_keeps_what():
+    keys = {kind: rule.keeps for kind, rule in RULES.items()} | {"Zeta": family.zeta.keeps}
+    keys["AdamW"] = adamw.init(PARAMS["norm.weight"])
+    names = {kind: [name for k, name in WRITERS.items() if kind in re.findall(r"\w+", name)] for kind in keys}
+    names["Muon"].remove("torch.optim's SGD or Muon")
+    assert names == {kind: [writers([*kept, "remainder"])] for kind, kept in keys.items()}
+    assert writers([]) == writers(["exp_avg", "max_exp_avg_sq"]) == "an optimizer unknown here"
 
 
 @by_class

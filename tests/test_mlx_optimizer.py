@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten, tree_unflatten  # noqa: E402
 
 import zeta  # noqa: E402
 from zeta import adamw, core, preconditioned  # noqa: E402
-from zeta.backends.mlx import Muon, Zeta, newton_schulz  # noqa: E402
+from zeta.backends.mlx import Muon, NorMuon, Zeta, newton_schulz  # noqa: E402
 from zeta.backends.mlx_distributed import together  # noqa: E402
 from zeta.parity import assert_close  # noqa: E402
 
@@ -167,6 +167,10 @@ def other_state(make):
     return optimizer.state
 
 
+def unversioned(optimizer):
+    return {name: value for name, value in other_state(lambda: optimizer).items() if "version" not in name}
+
+
 def renamed():
     state = other_state(Zeta)
     state["zeta_version_99"] = state.pop("zeta_version_1")
@@ -182,8 +186,11 @@ def wider():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: other_state(lambda: optim.AdamW(0.1)), "another optimizer"),
-        (renamed, "version_99"),
+        (lambda: other_state(lambda: optim.AdamW(0.1)), "written by one of mlx.optimizers, not by this Zeta: start"),
+        (lambda: other_state(lambda: NorMuon(0.1)), "written by NorMuon, not by Zeta: load it into NorMuon, or start"),
+        (lambda: unversioned(NorMuon(0.1)), "written by NorMuon, not by this Zeta: start anew"),
+        (lambda: other_state(Zeta) | {"step": 3}, "step is int, but must be an mx.array: convert it"),
+        (renamed, "version_99.*install the zeta that wrote it"),
         (wider, "another model"),
         (lambda: {"weight": {}}, "with a step"),
     ],
@@ -249,6 +256,27 @@ def test_what_does_not_fit_is_refused_before_anything_changes(name, grad, param,
         optimizer.apply_gradients(known | {name: grad}, known | {name: param})
     after = flat_state(optimizer)
     assert all(np.array_equal(after[key], value) for key, value in before.items()) and len(after) == len(before)
+
+
+def test_a_gradient_of_no_parameter_is_refused_before_anything_changes():
+    optimizer, params = Zeta(0.1), {"a": tensor(4, 4), "b": tensor(4), "c": tensor(4)}
+    optimizer.apply_gradients(params, params)
+    before = flat_state(optimizer)
+    with pytest.raises(ValueError, match=r"a gradient of d\.weight, but no such parameter: there are a, b, c"):
+        optimizer.apply_gradients(params | {"d": {"weight": tensor(4)}}, params)
+    after = flat_state(optimizer)
+    assert all(np.array_equal(after[key], value) for key, value in before.items()) and len(after) == len(before)
+
+
+@pytest.mark.parametrize("kind", [Zeta, Muon])
+@pytest.mark.parametrize("what", ["model", "parameters", "list", "array"])
+def test_parameters_in_place_of_the_rate_are_refused_in_a_line(kind, what):
+    model = Model()
+    given = {"model": model, "parameters": model.parameters(), "list": [tensor(4, 4)], "array": tensor(4, 4)}[what]
+    with pytest.raises(TypeError, match=rf"learning_rate is \w+, but .*{kind.__name__}\(learning_rate=1e-3\)") as error:
+        kind(given)
+    assert len(str(error.value)) < 200
+    assert kind(mx.array(0.5)).learning_rate == kind(mx.array([0.5])).learning_rate == 0.5
 
 
 def test_init_with_wrong_routes_leaves_the_state_alone():

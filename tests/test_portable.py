@@ -136,6 +136,17 @@ def test_one_lost_moment_would_show(
                 assert_same(out, begun.parent / "whole")
 
 
+@pytest.mark.parametrize("library, said", [("torch", "that wrote it, Zeta, with"), ("mlx", "written by Zeta, but")])
+def test_a_checkpoint_of_another_optimizer_is_named_so(begun: Path, library: str, said: str) -> None:
+    saved, s = checkpoint.load(begun / FILE)
+    config = model.Config(**{name: s[name] for name in settings.SHAPE} | {"vocab": 256})
+    other = train_lm.make_trainer(library, config, s | {"device": "cpu", "optimizer": "eta"})
+    before = other.arrays()
+    with pytest.raises(ValueError, match=said):
+        other.load(saved)
+    assert all(np.array_equal(before[name], array) for name, array in other.arrays().items())
+
+
 # For muon no more than this holds: torch 2.13 multiplies in bfloat16, MLX 0.32 in the parameter's dtype, and in MLX no
 # weight decays (see on_mlx.py), so that the losses of `there_and_back` differ by up to 2.5e-2.
 @pytest.mark.parametrize("optimizer", ["zeta", "eta", "adamw", "muon"])

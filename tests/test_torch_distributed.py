@@ -156,7 +156,7 @@ def test_another_optimizers_state_is_refused() -> None:
     saved = named_state(model, opt)
     for wrong in (AdaMuon, Eta):
         other = wrong([{**opt.param_groups[0], "params": list(model.named_parameters())}])
-        with pytest.raises(ValueError, match=f"but {wrong.__name__} keeps .*: it belongs to another optimizer"):
+        with pytest.raises(ValueError, match=f"but {wrong.__name__} keeps .* the optimizer that wrote it, Zeta, with"):
             load_named_state(model, other, saved)
 
 

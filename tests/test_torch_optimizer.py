@@ -192,7 +192,7 @@ def version_99(model):
 
 
 def trained(model, make=Zeta):
-    optimizer = make(param_groups(model) if make is Zeta else model.parameters(), lr=0.01)
+    optimizer = make(param_groups(model) if issubclass(make, Zeta) else model.parameters(), lr=0.01)
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step()
@@ -210,10 +210,14 @@ def swapped(model):
     "make, message",
     [
         (lambda: trained(wider()).state_dict(), "another model"),
-        (lambda: trained(Model(), torch.optim.AdamW).state_dict(), "another optimizer"),
-        (lambda: version_99(Model()), "version 99"),
+        (lambda: trained(Model(), torch.optim.AdamW).state_dict(), "written by AdamW, not by this Zeta: load it there"),
+        (
+            lambda: trained(Model(), backend.NorMuon).state_dict(),
+            "written by NorMuon, not by Zeta: load it into NorMuon",
+        ),
+        (lambda: version_99(Model()), "version 99.*install the zeta that wrote it"),
         (lambda: trained(Model().down).state_dict(), "same model"),
-        (lambda: swapped(Model()), "needs"),
+        (lambda: swapped(Model()), "needs .* build the optimizer with the routes"),
     ],
 )
 def test_foreign_state_is_refused_and_the_optimizer_left_alone(make, message):
@@ -223,6 +227,30 @@ def test_foreign_state_is_refused_and_the_optimizer_left_alone(make, message):
         optimizer.load_state_dict(make())
     train(model, optimizer, 2)
     train(twin, other, 2)
+    assert same(model, twin)
+
+
+@pytest.mark.parametrize("how", ["load_state_dict", "load_named_state"])
+@pytest.mark.parametrize("number", [int, float, torch.Tensor.numpy, torch.Tensor.long], ids=lambda f: f.__name__)
+def test_steps_counted_in_other_numbers_are_loaded(number, how):
+    """As old torch and other tools write them."""
+    model = Model()
+    optimizer = Zeta(param_groups(model), lr=0.01)
+    train(model, optimizer, 3)
+    twin = copy.deepcopy(model)
+    other = Zeta(param_groups(twin), lr=0.01)
+    if how == "load_state_dict":
+        saved = copy.deepcopy(optimizer.state_dict())
+        for s in saved["state"].values():
+            s |= {"step": number(s["step"])} if "step" in s else {}
+        other.load_state_dict(saved)
+    else:
+        arrays = named_state(model, optimizer)
+        load_named_state(twin, other, {n: number(x) if ".step." in n else x for n, x in arrays.items()})
+    steps = {s["step"] for s in other.state.values() if "step" in s}
+    assert {step.dtype for step in steps} == {torch.float32} and {float(step) for step in steps} == {3.0}
+    train(model, optimizer, 2, start=3)
+    train(twin, other, 2, start=3)
     assert same(model, twin)
 
 

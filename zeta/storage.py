@@ -4,6 +4,7 @@ What has a number for every entry is stored in the parameter's own shape. All el
 flat: one axis, a parameter's pieces (`zeta.layout.piece`) one after another, each a stack of its matrices.
 """
 
+from collections.abc import Iterable
 from math import prod
 
 from array_api_compat import array_namespace
@@ -11,6 +12,23 @@ from array_api_compat import array_namespace
 from zeta.core import Array, Keeps
 from zeta.layout import Route, join, piece, shapes
 from zeta.stages import Shape, entries
+
+WRITERS = {  # of these arrays, all that are kept for a parameter
+    "exp_avg exp_avg_sq": "Zeta",
+    "exp_avg": "Eta, Muon, Signum, OLion, Schattor or Dion2",
+    "exp_avg update_sq": "AdaMuon",
+    "exp_avg row_sq": "NorMuon",
+    "exp_avg left right": "Shampoo",
+    "exp_avg exp_avg_sq left right steps": "SOAP",
+    "exp_avg norm_sq": "AdaGO",
+    "exp_avg exp_avg_sq step": "AdamW",  # of torch, or ours for what is no matrix
+    "momentum_buffer": "torch.optim's SGD or Muon",
+} | dict.fromkeys(("m", "v", "m v"), "one of mlx.optimizers")
+
+
+def writers(keys: Iterable[str]) -> str:
+    """Which optimizers keep just these arrays for a parameter, for a message to name them."""
+    return WRITERS.get(" ".join(sorted({*keys} - {"remainder"})), "an optimizer unknown here")
 
 
 def stored(keeps: Keeps, route: Route, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
