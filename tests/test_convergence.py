@@ -169,3 +169,28 @@ def test_a_killed_run_goes_on(tmp_path, capsys, monkeypatch):
     assert len(rows) == 3 and {row.count("|") for row in rows} == {8} and " ± " in rows[2]
     main(["plot", *flags])
     assert out.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_the_readme_says_what_the_runs_show():
+    readme = " ".join((BENCH.parent / "README.md").read_text().split())
+    starts = [start_of(task, name, None) for task, name in convergence.ORDER]
+    tasks = convergence.outcomes(read(BENCH / "convergence.jsonl"), starts)
+    for name in ("zeta", "eta"):
+        factors = [runs[name][0]["lr"] / runs["adamw"][0]["lr"] for runs in map(tasks.get, ("lm", "moe", "vit"))]
+        assert (
+            "the best `lr` of Zeta, and of Eta, was {:g}, {:g} and {:g} times AdamW's best".format(*factors) in readme
+        )
+    for task, name, claim in [
+        ("lm", "zeta_nesterov", "Zeta does not separate from Eta on either language model ({}, with experts"),
+        (
+            "moe",
+            "zeta_nesterov",
+            "Zeta does not separate from Eta on either language model (0.007 ± 0.012, with experts {})",
+        ),
+        ("vit", "zeta_nesterov", "and stays behind on the digits ({})"),
+        ("lm", "eta_plain", "Eta with plain momentum does not separate from Eta either ({})"),
+    ]:
+        runs, eta = tasks[task][name], tasks[task]["eta"]
+        middle, half = standings.interval(standings.differences(runs, eta[: len(runs)]))
+        assert claim.format(f"{middle:.3f} ± {half:.3f}") in readme
+        assert (middle - half > 0) == ("behind" in claim)

@@ -1,7 +1,9 @@
-"""The README's Python: what "Use" shows runs as it stands, and every block parses."""
+"""The README's Python: "Use" runs as it stands, every block parses, and files import what they are said to."""
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,3 +23,24 @@ def test_use_runs_as_it_stands(library: str, block: str) -> None:
 @pytest.mark.parametrize("block", BLOCKS, ids=range(1, len(BLOCKS) + 1))
 def test_every_block_parses(block: str) -> None:
     ast.parse(block)
+
+
+def imported(file: Path) -> set[str]:
+    """What a file imports from outside Python's own library and zeta, inside functions or not."""
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    names = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"zeta"}
+
+
+def test_the_algorithm_imports_no_array_library() -> None:
+    said = re.search(r"The optimizers \((.*?)\) are\s+pure functions that import no array library", README.read_text())
+    assert said
+    files = re.findall(r"`(\w+\.py)`", said[1])
+    assert {"core.py", "family.py", "preconditioned.py"} < set(files)
+    for name in files:
+        assert imported(README.parent / "zeta" / name) <= {"array_api_compat"}
+    assert "numpy" in imported(README.parent / "zeta/parity.py")
+    loaded = "import sys, zeta; sys.exit(bool({'numpy', 'torch', 'mlx'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", loaded]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", f"import numpy; {loaded}"]).returncode == 1
