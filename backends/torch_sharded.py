@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -66,13 +67,18 @@ def load_sharded(folder: Path | str, params: Any, optimizers: Any) -> dict[str, 
 def convert(folder: Path, file: Path) -> None:
     """Makes the folder of `save_sharded` one file of `zeta.checkpoint`, which every library reads. One process does it.
 
-    Raises ValueError for a folder that is none of `save_sharded`'s.
+    Raises ValueError for a folder that is none of `save_sharded`'s, or a damaged one.
     """
-    from zeta import checkpoint  # which needs safetensors, as nothing else here does
+    from torch.distributed.checkpoint.api import CheckpointException
 
-    arrays: dict[str, Any] = {name: torch.zeros(size, dtype=dtype) for name, (size, dtype) in _saved(folder).items()}
-    _load(arrays, folder, alone=True)
-    settings = json.loads((folder / SETTINGS).read_text())
+    from zeta import checkpoint
+
+    try:
+        saved, settings = _saved(folder), json.loads((folder / SETTINGS).read_text())
+        arrays: dict[str, Any] = {name: torch.zeros(size, dtype=dtype) for name, (size, dtype) in saved.items()}
+        _load(arrays, folder, alone=True)
+    except (CheckpointException, UnpicklingError, EOFError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder} is damaged ({type(error).__name__}): convert another copy") from error
     checkpoint.save(file, {name: numpy(value) for name, value in arrays.items()}, settings)
 
 

@@ -17,6 +17,7 @@ from loop import FILE, Loop
 
 import zeta
 from zeta import checkpoint
+from zeta.extras import need
 
 # Whose ranks this is one of: torchrun's, mlx.launch's, or none's.
 LAUNCHED = "torch" if "TORCHELASTIC_RUN_ID" in os.environ else "mlx" if "MLX_RANK" in os.environ else ""
@@ -53,6 +54,9 @@ def train(given: dict[str, Any]) -> int:
     if LAUNCHED and s["backend"] not in ("auto", LAUNCHED):
         raise ValueError(f"this is a rank of {LAUNCHED}, not of --backend {s['backend']}: leave --backend out")
     library = zeta.backend(LAUNCHED or s["backend"]).__name__.rpartition(".")[2]
+    need("loss.png", "matplotlib")
+    if s["tokenizer"] or s["vocab"]:
+        need("a vocabulary", "tokenizers")
     source = text.load(s["data"] and Path(s["data"]))
     out.mkdir(parents=True, exist_ok=True)
     words = tokens.choose(out, s["tokenizer"] and Path(s["tokenizer"]), s["vocab"], source.train, resume=bool(saved))

@@ -186,9 +186,9 @@ def assert_one_line(capsys: pytest.CaptureFixture[str], message: str) -> None:
 def test_an_absent_library_is_one_line(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("zeta.find_spec", lambda name: None)
+    monkeypatch.setattr("zeta.extras.find_spec", lambda name: None)
     assert run(tmp_path, data, backend="mlx") == 2
-    assert_one_line(capsys, "mlx is not installed: pip install")
+    assert_one_line(capsys, "zeta.backends.mlx needs mlx: pip install 'zeta-optim[mlx]'")
 
 
 SPOILERS = {

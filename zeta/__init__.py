@@ -8,6 +8,7 @@ from types import ModuleType
 
 from zeta import adamw, family
 from zeta.core import COEFFICIENTS, Hyper, init, newton_schulz, update
+from zeta.extras import need
 from zeta.layout import Route
 from zeta.routing import report, route
 from zeta.steps import auto_coefficients
@@ -41,6 +42,5 @@ def backend(name: str = "auto") -> ModuleType:
         name = next((library for library in order if find_spec(library)), order[0])
     if name not in ("torch", "mlx"):
         raise ValueError(f'there is no backend {name!r}: choose "auto", "torch" or "mlx"')
-    if not find_spec(name):
-        raise ModuleNotFoundError(f"{name} is not installed: pip install 'zeta-optim[{name}]'")
+    need(f"zeta.backends.{name}", name)
     return import_module(f"zeta.backends.{name}")

@@ -5,11 +5,12 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from importlib.util import find_spec
 from itertools import groupby
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from zeta.extras import Missing, need
 
 if TYPE_CHECKING:
     from zeta.parity import Result
@@ -23,7 +24,11 @@ def main(argv: list[str] | None = None) -> int:
     _add_inspect(commands)
     _add_convert(commands)
     args = parser.parse_args(argv)
-    return int(args.run(args, args.command))
+    try:
+        return int(args.run(args, args.command))
+    except Missing as error:
+        print(f"{args.command.prog}: {error}", file=sys.stderr)
+        return 2
 
 
 def _add_parity(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -67,12 +72,11 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def convert(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """0; 2 where FOLDER is no such checkpoint or FILE cannot be written."""
-    try:
-        from zeta.backends.torch_sharded import convert as make_one
+    need("reading what save_sharded wrote", "torch")
+    from zeta.backends.torch_sharded import convert as make_one
 
+    try:
         make_one(args.folder, args.file)
-    except ModuleNotFoundError as error:
-        parser.error(f"{error}: pip install {error.name}")
     except (ValueError, OSError) as error:
         parser.error(str(error))
     print(f"{args.file}: {args.file.stat().st_size:,} bytes")
@@ -82,12 +86,10 @@ def convert(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 def inspect(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """0; 2 where there is nothing at PATH that can be shown."""
     _check_plot(args, parser)
-    try:
-        from zeta.inspection import find_records, show
+    from zeta.inspection import find_records, show
 
+    try:
         records = find_records(args.path, args.lr)
-    except ModuleNotFoundError as error:
-        parser.error(f"{error}: pip install {error.name}")
     except (OSError, ValueError) as error:
         parser.error(str(error))
     if args.json:
@@ -102,8 +104,8 @@ def inspect(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _check_plot(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    if args.plot and not find_spec("matplotlib"):
-        parser.error("--plot needs matplotlib: pip install matplotlib")
+    if args.plot:
+        need("--plot", "matplotlib")
     if args.plot and not args.plot.parent.is_dir():
         parser.error(f"--plot {args.plot}: there is no folder {args.plot.parent}: make it first")
     if args.plot and args.plot.suffix not in (".png", ".svg", ".pdf"):

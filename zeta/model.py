@@ -5,12 +5,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from zeta.extras import EXTRAS, need
+
 
 def find_model(source: str) -> Any:
     """The torch or MLX model of "package.module:function" (called without arguments), or of the path of a Transformers
     config.json, whose parameters are shapes without memory.
 
-    Raises ValueError, with a remedy, for anything else.
+    Raises ValueError, with a remedy, for anything else; Missing where the model's library is not installed.
     """
     if source.endswith(".json") or Path(source).is_dir():
         return _from_config(Path(source))
@@ -23,26 +25,41 @@ def find_model(source: str) -> Any:
         for part in name.split("."):
             make = getattr(make, part)
     except (ImportError, AttributeError) as error:
+        _need_library_of(source, error)
         raise ValueError(f"{source!r} could not be found: {error}") from error
     if not hasattr(make, "parameters") or isinstance(make, type):
         try:
             make = make()
         except Exception as error:
+            _need_library_of(source, error)
             raise ValueError(f"{source!r} was called without arguments: {type(error).__name__}: {error}") from error
     if not hasattr(make, "parameters"):
         raise ValueError(f"{source!r} gave {type(make).__name__}, which has no parameters: name what makes a model")
     return make
 
 
+def _need_library_of(source: str, error: Exception) -> None:
+    """Raises Missing where the error says that the user's code imports a library which an extra would bring."""
+    if isinstance(error, ModuleNotFoundError) and (library := str(error.name).partition(".")[0]) in EXTRAS:
+        need(source, library)
+
+
 def _from_config(path: Path) -> Any:
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"there is no file {file}")
+    need("a config.json", "torch", "transformers")
     try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise ValueError(f"a config.json needs Transformers and torch: pip install transformers ({error})") from error
+        return _on_meta(file)
+    except Exception as error:  # Transformers raises nothing narrower
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{file} is no config that Transformers can read: {why}") from error
+
+
+def _on_meta(file: Path) -> Any:
+    import torch
+    import transformers
+
     auto: Any = transformers.AutoModel
     config = transformers.AutoConfig.from_pretrained(str(file))
     name = next(iter(getattr(config, "architectures", None) or []), "")
