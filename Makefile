@@ -1,7 +1,8 @@
 # `make train` and `make test` are all that a fresh machine with Python 3.11 or newer and make needs.
 PYTHON ?= python3
 BIN = .venv/bin
-INSTALL = $(BIN)/pip install --quiet --constraint constraints.txt --editable
+CONSTRAINTS ?= constraints.txt
+INSTALL = $(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable
 TOO_OLD = zeta needs Python 3.11 or newer, but $(PYTHON) is %d.%d.%d: make $(or $(MAKECMDGOALS),train) PYTHON=python3.12
 
 .PHONY: train test parity bench lint
@@ -34,7 +35,7 @@ lint: .venv/test
 	$(PYTHON) -m venv .venv
 	touch $@
 
-.venv/train: pyproject.toml constraints.txt .venv/made
+.venv/train: pyproject.toml $(CONSTRAINTS) .venv/made
 	$(INSTALL) '.[torch,mlx,train]'
 	touch $@
 
