@@ -82,7 +82,7 @@ def matrices(x: Matrix, route: Route) -> list[Matrix]:
 
 def examine(m: Matrix, v: Matrix, w: Matrix, lr: float, eps: float, coefficients: Steps) -> Record:
     """The numbers of one matrix (rows, cols): M and X as `View`s, and the step that Zeta would take from here."""
-    rounding = np.finfo(m.dtype).eps
+    rounding = float(np.finfo(m.dtype).eps)
     m, v, w = (array.astype(np.float64) for array in (m, v, w))
     before, after = factors(m, rounding), factors(whiten(m, v, eps), rounding)
     target = before.u @ before.vt
