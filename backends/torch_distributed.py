@@ -72,46 +72,44 @@ def step(
     hyper, wire = torch_step.settings(options, p.device), comm or wide
     flat = [key for key in rule.carried if rule.keeps[key] is not entries]
 
-    mail = Mail(len(holders), (wire, wide), p.device)
-    first_half(rule, states, grads, options, hyper, [t for t in batch if t.rows], mail, wire, wide)
+    mail = Mail(len(holders), wire, wide, p.device)
+    first_half(rule, states, grads, options, hyper, [t for t in batch if t.rows], mail)
     own = [t for t in batch if t.owner == me]
-    expect(rule, own, mail, wire, wide)
+    expect(rule, own, mail)
     mail.post(group if any(rank != t.owner for t in batch for rank, _, _ in t.senders) else None)
     yield
     mail.wait()
-    wholes = [put_together(rule, t, mail, wire, wide) for t in own]
+    wholes = [put_together(rule, t, mail) for t in own]
 
-    mail = Mail(len(holders), (wire, wide), p.device)
+    mail = Mail(len(holders), wire, wide, p.device)
     second_half(rule, states, options, hyper, own, wholes)
     for t, whole in zip(own, wholes, strict=True):
         for rank, at, _ in t.receivers:
-            mail.send(rank, wire, whole.x[at])
+            mail.send(rank, mail.wire, whole.x[at])
             for value in whole.state.values():
-                mail.send(rank, wide, value[at])
+                mail.send(rank, mail.wide, value[at])
         for rank in range(len(holders)):
             for value in flat_state(rule, states, t) if rank != me else ():
-                mail.send(rank, wide, value)
+                mail.send(rank, mail.wide, value)
     for t in batch:
         for _, at, _ in (way for way in t.receivers if way[0] == me):
-            mail.expect(t.owner, wire, size(at))
+            mail.expect(t.owner, mail.wire, size(at))
             for _ in range(len(rule.carried) - len(flat)):
-                mail.expect(t.owner, wide, size(at))
+                mail.expect(t.owner, mail.wide, size(at))
         for value in flat_state(rule, states, t) if t.owner != me else ():
-            mail.expect(t.owner, wide, tuple(value.shape))
+            mail.expect(t.owner, mail.wide, tuple(value.shape))
     mail.post(group if flat or any(rank != t.owner for t in batch for rank, _, _ in t.receivers) else None)
     yield
     mail.wait()
-    finish(rule, states, hyper, batch, mail, wire, wide)
+    finish(rule, states, hyper, batch, mail)
 
 
-def first_half(
-    rule: Rule, states: Any, grads: Any, options: Any, hyper: Hyper, here: list[Task], mail: Mail, *dtypes: torch.dtype
-) -> None:
+def first_half(rule: Rule, states: Any, grads: Any, options: Any, hyper: Hyper, here: list[Task], mail: Mail) -> None:
     """The rule's first half on this rank's parts; into the mail goes what their owners need of them."""
     if not here:
         return
-    (wire, wide), me = dtypes, here[0].place.rank
-    g = [view(grads[t.unit.key], t).to(wide, copy=True) for t in here]
+    me = here[0].place.rank
+    g = [view(grads[t.unit.key], t).to(mail.wide, copy=True) for t in here]
     if options["maximize"]:
         torch._foreach_neg_(g)
     sends = [next((sides for rank, _, sides in t.senders if rank == me), None) for t in here]
@@ -123,41 +121,36 @@ def first_half(
     torch_step.local(rule, g, {key: [view(states[t.unit.key][key], t) for t in here] for key in moments}, hyper)
     for t, x, sides, tensors in zip(here, g, sends, sums, strict=True):
         if sides:
-            mail.send(t.owner, wire, x)
+            mail.send(t.owner, mail.wire, x)
             for value in [view(states[t.unit.key][key], t) for key in like_x(rule)] + tensors:
-                mail.send(t.owner, wide, value)
+                mail.send(t.owner, mail.wide, value)
 
 
-def expect(rule: Rule, own: list[Task], mail: Mail, wire: torch.dtype, wide: torch.dtype) -> None:
+def expect(rule: Rule, own: list[Task], mail: Mail) -> None:
     """Tells the mail what `first_half` of all ranks sends to an owner."""
     for t in own:
         for rank, at, _ in t.senders:
-            mail.expect(rank, wire, size(at))
+            mail.expect(rank, mail.wire, size(at))
             for _ in like_x(rule):
-                mail.expect(rank, wide, size(at))
+                mail.expect(rank, mail.wide, size(at))
             for _, shape in rule.summed.values():
-                mail.expect(rank, wide, sum_size(shape, t.unit, at))
+                mail.expect(rank, mail.wide, sum_size(shape, t.unit, at))
 
 
-def put_together(rule: Rule, t: Task, mail: Mail, wire: torch.dtype, wide: torch.dtype) -> Whole:
+def put_together(rule: Rule, t: Task, mail: Mail) -> Whole:
     """A unit of what its senders sent."""
-    names, x, state = rule.summed, None, dict[str, Tensor]()
-    sums: dict[str, list[Any]] = {key: [] for key in names}
+    arrays, sums = dict[str, Tensor](), {key: list[Any]() for key in rule.summed}
     for _, at, sides in t.senders:
-        arrived = {"x": mail.take(wire)} | {key: mail.take(wide) for key in like_x(rule)}
-        for key, value in arrived.items():
-            if len(t.senders) > 1 and key not in state:
-                state[key] = value.new_empty(t.unit.shape)
-            if len(t.senders) > 1:
-                state[key][at] = value
+        parts = {"x": mail.take(mail.wire)} | {key: mail.take(mail.wide) for key in like_x(rule)}
+        for key, value in parts.items():
+            if size(at) == t.unit.shape:
+                arrays[key] = value
             else:
-                state[key] = value
-        for key in names:
-            sums[key].append((sides, mail.take(wide)))
-    x = state.pop("x")
-    return Whole(
-        x, state, {key: torch_sums.put_together(sums[key], t.unit, shape) for key, (_, shape) in names.items()}
-    )
+                arrays.setdefault(key, value.new_empty(t.unit.shape))[at] = value
+        for key in rule.summed:
+            sums[key].append((sides, mail.take(mail.wide)))
+    totals = {k: torch_sums.put_together(sums[k], t.unit, shape) for k, (_, shape) in rule.summed.items()}
+    return Whole(arrays.pop("x"), arrays, totals)
 
 
 def second_half(rule: Rule, states: Any, options: Any, hyper: Hyper, own: list[Task], wholes: list[Whole]) -> None:
@@ -181,23 +174,21 @@ def second_half(rule: Rule, states: Any, options: Any, hyper: Hyper, own: list[T
             torch._foreach_copy_(old, unstack(new, old))
 
 
-def finish(
-    rule: Rule, states: Any, hyper: Hyper, batch: list[Task], mail: Mail, wire: torch.dtype, wide: torch.dtype
-) -> None:
+def finish(rule: Rule, states: Any, hyper: Hyper, batch: list[Task], mail: Mail) -> None:
     """Moves this rank's parts, and takes in the state that came back with their updates."""
     updates = []
     here, me = [t for t in batch if t.rows], batch[0].place.rank
     for t in batch:
         if t.rows:
-            updates.append(mail.take(wire))
+            updates.append(mail.take(mail.wire))
             for key in like_x(rule):
-                view(states[t.unit.key][key], t).copy_(mail.take(wide))
+                view(states[t.unit.key][key], t).copy_(mail.take(mail.wide))
         for value in flat_state(rule, states, t) if t.owner != me else ():
-            value.copy_(mail.take(wide))
+            value.copy_(mail.take(mail.wide))
     if here:
         params = [view(t.unit.key, t) for t in here]
         rests = [view(states[t.unit.key]["remainder"], t) for t in here if "remainder" in states[t.unit.key]]
-        torch_step.apply(params, rests, [u.to(wide) for u in updates], hyper)
+        torch_step.apply(params, rests, [u.to(mail.wide) for u in updates], hyper)
 
 
 def like_x(rule: Rule) -> list[str]:
@@ -222,7 +213,7 @@ def flat_piece(rule: Rule, key: str, states: Any, t: Task, i: int) -> Tensor:
 def publish(params: list[Tensor], places: dict[Tensor, Any]) -> Iterator[None]:
     """Every rank's part of each parameter to all other ranks. Pauses while they travel."""
     place, dtype = places[params[0]], params[0].dtype
-    mail = Mail(len(place.holders), (dtype,), params[0].device)
+    mail = Mail(len(place.holders), dtype, dtype, params[0].device)
     for p in params:
         for rank, held in enumerate(places[p].holders):
             mail.send(rank, dtype, mine(p, places[p]))

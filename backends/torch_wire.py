@@ -22,14 +22,11 @@ def staggered(jobs: Iterable[Iterator[None]], pauses: int = 2) -> None:
 
 
 class Mail:
-    """What each rank sends to each other: one message for each dtype, the same dtypes on all ranks.
+    """What each rank sends to each other, in `wire` or `wide`: a message for each dtype, whose order both ends know."""
 
-    Of what a rank sends to another in one dtype, both know the order.
-    """
-
-    def __init__(self, ranks: int, dtypes: Iterable[torch.dtype], device: torch.device) -> None:
-        self.device = device
-        self.sent: dict[torch.dtype, list[list[Tensor]]] = {d: [[] for _ in range(ranks)] for d in dtypes}
+    def __init__(self, ranks: int, wire: torch.dtype, wide: torch.dtype, device: torch.device) -> None:
+        self.wire, self.wide, self.device = wire, wide, device
+        self.sent: dict[torch.dtype, list[list[Tensor]]] = {d: [[] for _ in range(ranks)] for d in (wire, wide)}
         self.expected: dict[torch.dtype, list[tuple[int, tuple[int, ...]]]] = {d: [] for d in self.sent}
         self.received: dict[torch.dtype, Iterator[Tensor]] = {}
         self.works: list[Any] = []
