@@ -59,7 +59,7 @@ class InPlace:
 
     def over_gradient(self, x: Tensors) -> Tensors:
         """x, written over the gradient where it is `local`'s: moments stay as they are."""
-        if isinstance(x, list) and x is not self.gradient:
+        if isinstance(x, list) and x[0] is not self.gradient[0]:  # of lists torch 2.11 cannot compile it
             torch._foreach_copy_(self.gradient, x)
             return self.gradient
         return x
