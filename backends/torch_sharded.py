@@ -4,9 +4,9 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -60,26 +60,21 @@ def load_sharded(folder: Path | str, params: Any, optimizers: Any) -> dict[str, 
         else:
             arrays[full] = zeros(p, dtype, None if full in model else place)
     _load(arrays, folder)
+    settings = _settings(Path(folder))
     load_named_state(params, optimizers, arrays)
-    return dict(json.loads((Path(folder) / SETTINGS).read_text()))
+    return settings
 
 
 def convert(folder: Path, file: Path) -> None:
     """Makes the folder of `save_sharded` one file of `zeta.checkpoint`, which every library reads. One process does it.
 
-    Raises ValueError for a folder that is none of `save_sharded`'s, or a damaged one.
+    Raises ValueError for a folder that is none of `save_sharded`'s, or damaged.
     """
-    from torch.distributed.checkpoint.api import CheckpointException
-
     from zeta import checkpoint
 
-    try:
-        saved, settings = _saved(folder), json.loads((folder / SETTINGS).read_text())
-        arrays: dict[str, Any] = {name: torch.zeros(size, dtype=dtype) for name, (size, dtype) in saved.items()}
-        _load(arrays, folder, alone=True)
-    except (CheckpointException, UnpicklingError, EOFError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder} is damaged ({type(error).__name__}): convert another copy") from error
-    checkpoint.save(file, {name: numpy(value) for name, value in arrays.items()}, settings)
+    arrays: dict[str, Any] = {name: torch.zeros(size, dtype=dtype) for name, (size, dtype) in _saved(folder).items()}
+    _load(arrays, folder, alone=True)
+    checkpoint.save(file, {name: numpy(value) for name, value in arrays.items()}, _settings(folder))
 
 
 def _saved(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
@@ -88,7 +83,8 @@ def _saved(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
 
     if not (folder / SETTINGS).is_file() or not (folder / ".metadata").is_file():
         raise ValueError(f"{folder} is no checkpoint of save_sharded: it lacks {SETTINGS} or .metadata")
-    found: dict[str, Any] = FileSystemReader(folder).read_metadata().state_dict_metadata
+    with _readable(folder):
+        found: dict[str, Any] = FileSystemReader(folder).read_metadata().state_dict_metadata
     return {name: (entry.size, entry.properties.dtype) for name, entry in found.items()}
 
 
@@ -96,9 +92,26 @@ def _load(arrays: dict[str, Any], folder: Path | str, alone: bool = False) -> No
     """Fills the arrays, by all ranks of a job, or by this process alone."""
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    with warnings.catch_warnings():
+    with _readable(folder), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # torch 2.13 says so of one process
         load(arrays, checkpoint_id=folder, no_dist=alone)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    with _readable(folder):
+        return dict(json.loads((folder / SETTINGS).read_text()))
+
+
+@contextmanager
+def _readable(folder: Path | str) -> Iterator[None]:
+    """Makes a ValueError of whatever torch 2.13, pickle and zipfile raise for a damaged file, or one that is gone."""
+    from torch.distributed.checkpoint.api import CheckpointException  # a BaseException, with a traceback for its text
+
+    try:
+        yield
+    except (Exception, CheckpointException) as error:
+        reason = str(error).strip().rpartition("\n")[2] or type(error).__name__
+        raise ValueError(f"{folder} cannot be read, and may be damaged ({reason}): use another copy") from error
 
 
 def _sync(path: Path) -> None:

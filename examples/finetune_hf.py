@@ -75,7 +75,7 @@ def with_trainer(args: argparse.Namespace, model: LlamaForCausalLM, data: list[d
         dataloader_pin_memory=torch.cuda.is_available(),
     )
     trainer = Trainer(model, arguments, train_dataset=data, **given)
-    trainer.train(resume_from_checkpoint=args.resume)
+    trainer.train(resume_from_checkpoint=last_checkpoint(args)[0] if args.resume else None)
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
@@ -93,7 +93,10 @@ def with_accelerate(
     scheduler = get_cosine_schedule_with_warmup(optimizer, moves // 10, moves)
     loader = DataLoader(data, batch_size=args.batch)  # whose order is random already
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
-    done = load_last(accelerator, args.out) if args.resume else 0
+    done = 0
+    if args.resume:
+        folder, done = last_checkpoint(args)
+        accelerator.load_state(folder)
 
     losses = []
     for step, batch in enumerate(skip_first_batches(loader, done), done + 1):
@@ -110,13 +113,15 @@ def with_accelerate(
     return losses
 
 
-def load_last(accelerator: Accelerator, out: Path) -> int:
-    """The step of the last checkpoint, which is then in place. Raises ValueError where there is none."""
-    last = get_last_checkpoint(str(out)) if out.exists() else None
+def last_checkpoint(args: argparse.Namespace) -> tuple[str, int]:
+    """(folder, step) of the last checkpoint. Raises ValueError where there is none, or --steps are fewer."""
+    last = get_last_checkpoint(str(args.out)) if args.out.exists() else None
     if last is None:
-        raise ValueError(f"there is no checkpoint in {out}: leave --resume out to start anew")
-    accelerator.load_state(last)
-    return int(last.rpartition("-")[2])
+        raise ValueError(f"there is no checkpoint in {args.out}: leave --resume out to start anew")
+    done = int(last.rpartition("-")[2])
+    if done > args.steps:
+        raise ValueError(f"{last} is of step {done} already: --steps {args.steps} must be at least that")
+    return last, done
 
 
 def windows(count: int, length: int) -> torch.Tensor:

@@ -56,6 +56,10 @@ def main(arguments: list[str] | None = None) -> list[float]:
 
 
 def run(args: argparse.Namespace, model: nn.Module, optimizer: Zeta, checkpoints: "Checkpoints") -> list[float]:
+    if checkpoints.done > args.steps:
+        raise ValueError(
+            f"{checkpoints.file} is of step {checkpoints.done}: --steps {args.steps} must be at least that"
+        )
     settings = TrainingArgs(
         args.batch, args.steps - checkpoints.done, steps_per_report=1, steps_per_save=args.steps + 1
     )

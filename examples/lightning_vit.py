@@ -94,6 +94,10 @@ def main(arguments: list[str] | None = None) -> tuple[list[float], float]:
     )
     loaders = DataLoader(train, args.batch, sampler=sampler), DataLoader(held_out, len(held_out))
     trainer.fit(model, *loaders, ckpt_path=last if args.resume else None)
+    if trainer.current_epoch > args.epochs:
+        raise ValueError(
+            f"{last} has {trainer.current_epoch} epochs already: --epochs {args.epochs} must be at least that"
+        )
     return model.losses, trainer.validate(model, loaders[1], verbose=False)[0]["accuracy"]
 
 

@@ -1,9 +1,11 @@
 """`zeta parity` as a user and as a machine see it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +92,47 @@ def test_wrong_usage_ends_with_status_2(arguments, capsys):
         f"usage: {' '.join(['zeta', *arguments[:1]][: 1 if 'nonsense' in arguments[:1] else 2])}"
         in capsys.readouterr().err
     )
+
+
+WITNESSES = Path(__file__).with_name("witnesses")
+
+
+@pytest.mark.parametrize("damage", ["none", ".metadata", "__0_0.distcp", "__1_0.distcp", "zeta.json"])
+@pytest.mark.parametrize("how", ["junk", "gone"])
+def test_a_damaged_folder_is_not_converted(damage, how, tmp_path, capsys):
+    pytest.importorskip("torch")
+    folder, file = tmp_path / "saved", tmp_path / "one.safetensors"
+    shutil.copytree(WITNESSES / "sharded", folder)
+    if damage == "none":
+        assert cli.main(["convert", str(folder), str(file)]) == 0
+        return
+    (folder / damage).unlink()
+    if how == "junk":
+        (folder / damage).write_text("junk")
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["convert", str(folder), str(file)])
+    assert exit.value.code == 2 and not file.exists()
+    said = capsys.readouterr().err.splitlines()[-1]
+    unlike = how == "gone" and "distcp" not in damage
+    assert f"{folder} {'is no checkpoint of save_sharded' if unlike else 'cannot be read, and may be damaged'}" in said
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("sharded", "make one file of it, zeta convert"),
+        ("portable-Shampoo.safetensors", "no matrix has both moments"),
+        ("torch-Zeta.pt", "no safetensors file"),
+        ("mlx-Zeta.safetensors", "no checkpoint of zeta's"),
+        ("binary.jsonl", "binary.jsonl is no inspect.jsonl"),
+    ],
+)
+def test_what_inspect_cannot_show_is_called_what_it_is(name, message, tmp_path, capsys):
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\n")
+    path = tmp_path / name if name == "binary.jsonl" else WITNESSES / name
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["inspect", str(path)])
+    assert exit.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_a_library_that_cannot_be_imported_is_a_failure_beside_the_others(monkeypatch):

@@ -58,6 +58,9 @@ def test_transformers_trainer_resumes(tmp_path: Path) -> None:
         assert resumed == whole
         assert len(taken) == 12 - 5
 
+    with pytest.raises(ValueError, match="is of step 12 already: --steps 6 must be at least that"):
+        example.main([*SHORT.split(), str(tmp_path / "optimizers"), "--resume", "--steps", "6"])
+
     (tmp_path / "lost/checkpoint-5/optimizer.pt").unlink()  # so that the comparison can fail
     lost = example.main([*SHORT.split(), str(tmp_path / "lost"), "--resume"])
     assert lost[:5] == whole[:5] and lost != whole
@@ -98,6 +101,8 @@ def test_accelerate_resumes(tmp_path: Path) -> None:
     assert_falls(whole, 0.5)
     kill(example, 8, [*flags, str(tmp_path / "killed")])
     assert example.main([*flags, str(tmp_path / "killed"), "--resume"]) == whole[5:]
+    with pytest.raises(ValueError, match="is of step 10 already: --steps 6 must be at least that"):
+        example.main([*flags, str(tmp_path / "killed"), "--resume", "--steps", "6"])
 
 
 # lightning 2.6.6: with torch 2.13, its advice about worker processes, and what it says of a folder to resume from
@@ -112,6 +117,8 @@ def test_lightning_resumes(tmp_path: Path) -> None:
     epoch = len(whole) // 3
     kill(example, epoch + 5, [*VIT.split(), str(tmp_path / "killed")])
     assert example.main([*VIT.split(), str(tmp_path / "killed"), "--resume"]) == (whole[epoch:], accuracy)
+    with pytest.raises(ValueError, match="has 3 epochs already: --epochs 2 must be at least that"):
+        example.main([*VIT.split(), str(tmp_path / "killed"), "--resume", "--epochs", "2"])
 
 
 def test_mlx_lm_resumes(tmp_path: Path) -> None:
@@ -121,6 +128,8 @@ def test_mlx_lm_resumes(tmp_path: Path) -> None:
         assert_falls(whole, 0.05 if "--lora" in flags else 0.5)
         kill(example, 8, [*flags, str(tmp_path / "killed")])
         assert example.main([*flags, str(tmp_path / "killed"), "--resume"]) == whole[5:]
+        with pytest.raises(ValueError, match="is of step 12: --steps 6 must be at least that"):
+            example.main([*flags, str(tmp_path / "killed"), "--resume", "--steps", "6"])
 
 
 @pytest.mark.parametrize("name", ["finetune_hf", "lightning_vit", "finetune_mlx_lm"])

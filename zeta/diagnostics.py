@@ -53,7 +53,7 @@ def inspect(
     """
     Hyper(lr=lr, eps=eps)  # checks the values
     prefix, found = "optimizer.exp_avg_sq.", False
-    if any(full.startswith("optimizer.left.") for full in arrays):
+    if any(full.startswith("optimizer.steps.") for full in arrays):
         raise ValueError("this is SOAP's state, whose variance is one between eigenvectors: inspect Zeta's or AdamW's")
     for name in (full.removeprefix(prefix) for full in arrays if full.startswith(prefix)):
         if missing := {name, f"optimizer.exp_avg.{name}"} - arrays.keys():
@@ -137,10 +137,9 @@ def plain(v: View) -> Record:
 
 def read_series(path: Path) -> list[Record]:
     """The records of an inspect.jsonl; a last line that a kill cut short is left out. Raises ValueError for others."""
-    lines = path.read_text().split("\n")[:-1]
     try:
-        records = [json.loads(line) for line in lines]
-    except ValueError:
+        records = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    except ValueError:  # of JSON, or of bytes that are no text
         records = [{}]
     if not all(map(is_record, records)):
         raise ValueError(f"{path} is no inspect.jsonl: give the one that train_lm.py --inspect wrote")

@@ -41,6 +41,8 @@ def find_records(path: Path, lr: float | None = None) -> list[Record]:
     `lr` is the rate that a checkpoint's update is shown for; None is its run's peak. Raises OSError and ValueError for
     anything else.
     """
+    if (path / "zeta.json").exists():
+        raise ValueError(f"{path} is of save_sharded: make one file of it, zeta convert {path} FILE.safetensors")
     if path.is_dir():
         path = next((path / name for name in (SERIES, CHECKPOINT) if (path / name).exists()), path / CHECKPOINT)
     if path.suffix == ".jsonl":
