@@ -15,8 +15,8 @@ BLOCK = 64
 def newton_schulz(x: mx.array, coefficients: Steps = COEFFICIENTS["jordan"], dtype: mx.Dtype | None = None) -> mx.array:
     """x (..., rows, cols) with its singular values moved towards one; see `zeta.newton_schulz`.
 
-    Products run in `dtype`, None for `working_dtype`; the norm is taken in float32. The result has x's dtype, and
-    the errors given for `zeta.backends.torch.newton_schulz`.
+    Products run in `dtype`, None for `working_dtype`; the norm is taken in float32 or better. The result has x's
+    dtype, and the errors given for `zeta.backends.torch.newton_schulz`.
     """
     if not mx.issubdtype(x.dtype, mx.floating):
         raise TypeError(f"x is {x.dtype}, but must be a floating-point array")

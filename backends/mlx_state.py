@@ -1,8 +1,8 @@
 """What MLX's Zeta keeps for each parameter, and how it is rounded and checked: as `torch_state.py`, whose keys it has.
 
-`exp_avg` and `exp_avg_sq` are float32; AdamW's parameters have a `step` of their own, because one may come later than
-the others. A parameter in half precision has a `remainder`, what rounding took off it (compensated summation, Kahan
-1965): the two together hold twice the digits for two bytes an entry.
+`exp_avg` and `exp_avg_sq` are float32 or better; AdamW's parameters have a `step` of their own, because one may come
+later than the others. A parameter in half precision has a `remainder`, what rounding took off it (compensated
+summation, Kahan 1965): the two together hold twice the digits for two bytes an entry.
 """
 
 from typing import Any

@@ -42,7 +42,7 @@ def newton_schulz_(x: Tensor, coefficients: Steps, dtype: torch.dtype | None = N
         wide = stack.mT if x.shape[-2] > x.shape[-1] else stack
         for part in torch.tensor_split(wide, _chunks(wide)):
             unit = normalize(part.to(torch.promote_types(x.dtype, torch.float32)), size)
-            with torch.autocast(x.device.type, enabled=False):  # it would round the products without a word
+            with torch.autocast(x.device.type, enabled=False):  # it would round the products silently
                 part.copy_(forms.iterate(unit, coefficients, lambda x: x.to(working), symmetric, multiply))
     return x
 
@@ -91,8 +91,10 @@ def _chunks(stack: Tensor) -> int:
 def symmetric(
     a: Tensor, b: Tensor, c: Tensor | None = None, beta: float = 0.0, alpha: float = 1.0, diagonal: float = 0.0
 ) -> Tensor:
-    """alpha a b + beta c + diagonal I (batch, n, n), known to be symmetric: only its lower half is multiplied, by
-    blocks on a CPU and by tiles of a Triton kernel for large half-precision matrices on CUDA.
+    """alpha a b + beta c + diagonal I (batch, n, n), known to be symmetric.
+
+    Large ones are multiplied in their lower half alone: on a CPU by blocks, from 2 BLOCK rows; on CUDA by tiles of a
+    Triton kernel, in half precision from KERNEL_ROWS.
     """
     n = a.shape[-2]
     if n >= KERNEL_ROWS and a.is_cuda and a.dtype in (torch.float16, torch.bfloat16) and _has_kernel(a.device):

@@ -34,7 +34,8 @@ def named_state(params: Any, optimizers: Any) -> dict[str, Tensor]:
 def load_named_state(params: Any, optimizers: Any, arrays: Mapping[str, Any]) -> None:
     """Continues from what `named_state` gave, as NumPy arrays or tensors: each rank takes its own part of a whole one.
 
-    Raises ValueError, before anything is changed, where names or shapes do not fit the model.
+    Raises ValueError, before anything is changed, where names or shapes do not fit the model, or the state is not what
+    its optimizer keeps; of torch's own optimizers, which do not tell what they keep, any state is taken.
     """
     model, owner = named(params), owners(optimizers)
     values = {full: torch.as_tensor(a) for full, a in arrays.items()}

@@ -43,7 +43,7 @@ def load(path: Path | None = None) -> Text:
 
 
 def read(path: Path, pattern: str = "*") -> dict[str, bytes]:
-    """Name below `path` -> contents, for every text file there; binary and unreadable ones are left out."""
+    """Name below `path` -> contents, for the file itself, or every file there; hidden and binary ones are left out."""
     if not path.exists():
         raise ValueError(f"there is no file or folder {path}: --data takes a text file or a folder of them")
     if path.is_file():

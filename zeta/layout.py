@@ -78,9 +78,9 @@ def join(pieces: list[Array], route: Route, shape: tuple[int, ...]) -> Array:
 def batches(routes: dict[Key, tuple[Route, Hashable]]) -> Iterator[dict[tuple[Key, int], tuple[int, ...]]]:
     """What one step takes together, as {(key, i): (count, rows, cols)}: pieces of one shape and one kind.
 
-    `routes` is {key: (route, kind)}, kind being dtype and device. A batch holds at most an eighth of all entries
-    (BATCH_ENTRIES if that is more): transient memory stays a small share of the model, and the number of batches does
-    not grow with its layers.
+    `routes` is {key: (route, kind)}, kind being dtype and device. A batch holds at most an eighth of all entries (or
+    BATCH_ENTRIES, or one piece, if that is more): transient memory stays a small share of the model, and the number of
+    batches does not grow with its layers.
     """
     cap = max(BATCH_ENTRIES, sum(prod(r.matrices) for r, _ in routes.values() if r.matrices) // 8)
     unfinished: dict[Hashable, dict[tuple[Key, int], tuple[int, ...]]] = {}

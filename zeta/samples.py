@@ -8,7 +8,7 @@ import numpy as np
 from zeta.core import Array, Hyper
 from zeta.machine import Arrays, Target
 
-SHAPES = {  # aspect ratios below and above 3, because fused paths are chosen by shape
+SHAPES = {  # aspect ratios below and above 1.5; of all only "large" has the 128 rows that the Gram form takes as well
     "square": (64, 64),
     "wide": (48, 80),
     "tall": (80, 48),
@@ -29,7 +29,7 @@ def gaussian(shape: tuple[int, ...]) -> Array:
 
 
 def low_rank(shape: tuple[int, ...], rank: int = 4) -> Array:
-    """Rank 4, in small integers."""
+    """Matrices (..., rows, cols) of at most this rank, in small integers."""
     rng = _rng(shape)
     return (rng.integers(-3, 4, (*shape[:-1], rank)) @ rng.integers(-3, 4, (*shape[:-2], rank, shape[-1]))) * 1.0
 
