@@ -1,10 +1,18 @@
-"""What every test shares: the targets of this machine, and one way to drive either optimizer class."""
+"""What every test shares: the targets of this machine, its precisions, and one way to drive either optimizer class.
+
+ZETA_TEST_BFLOAT16=0 or 1 tells torch, here and in every child process, whether this CPU multiplies bfloat16.
+"""
 
 import os
+import runpy
 import sys
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the matrices are small, and pytest-xdist already uses every core
 os.environ["MLX_ENABLE_TF32"] = "0"  # before MLX is imported: see zeta/machine.py
+TOLD = Path(__file__).with_name("told")
+os.environ["PYTHONPATH"] = os.pathsep.join([str(TOLD), *filter(None, [os.environ.get("PYTHONPATH")])])
+runpy.run_path(str(TOLD / "sitecustomize.py"))
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,9 +21,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import precision
 import pytest
 
 from zeta.machine import Absent, targets
+from zeta.parity import TOLERANCE
 
 FOUND = list(targets())
 INSTALLED_IN_CI = {("numpy", "cpu"), ("array_api_strict", "cpu"), ("torch", "cpu"), ("mlx", "cpu")}
@@ -75,7 +85,7 @@ class TorchRun:
         from zeta.backends import torch as backend
 
         self.tensors = {k: torch.nn.Parameter(self.array(p)) for k, p in self.params.items()}
-        options = dict(self.options)
+        options = _with_dtype(self.options, torch)
         routes = options.pop("routes", {})  # by name, as MLX's class takes them
         group = {"params": list(self.tensors.items())}
         if routes:
@@ -124,12 +134,14 @@ class MlxRun:
     kind: str = "Zeta"
 
     def __post_init__(self) -> None:
+        import mlx.core as mx
         from mlx.utils import tree_unflatten
 
         from zeta.backends import mlx as backend
 
         self.tree = tree_unflatten([(name, self.array(p)) for name, p in self.params.items()])
-        options = {self.lr if name == "lr" else name: value for name, value in self.options.items()}
+        options = _with_dtype(self.options, mx)
+        options = {self.lr if name == "lr" else name: value for name, value in options.items()}
         self.optimizer = getattr(backend, self.kind)(**options)
 
     def array(self, x: np.ndarray) -> Any:
@@ -175,6 +187,12 @@ class MlxRun:
         self.optimizer.state = tree_unflatten(list(mx.load(f"{file}.npz").items()))
 
 
+def _with_dtype(options: dict[str, Any], library: Any) -> dict[str, Any]:
+    """The options, with the dtype that `ns_dtype` is a word for."""
+    word = {"ns_dtype": getattr(library, options["ns_dtype"])} if options.get("ns_dtype") else {}
+    return options | word
+
+
 def _run(name: str, run: type) -> Any:
     missing = next((t for t in FOUND if isinstance(t, Absent) and (t.library, t.device) == (name, "cpu")), None)
     return pytest.param(run, id=name, marks=pytest.mark.skip(reason=missing.reason) if missing else ())
@@ -184,3 +202,53 @@ def _run(name: str, run: type) -> Any:
 def new_run(request: pytest.FixtureRequest) -> Any:
     """Makes a run of either optimizer class on its CPU or default device: `new_run(params, options)`."""
     return request.param
+
+
+# Rules whose ten steps are not as exact as the products are, by the dtype of these.
+NO_PRODUCTS = ("signum", "shampoo", "soap", "schattor")  # signs and decompositions, in the state's own dtype
+CONDITION = 3.3e3  # of SOAP's factors: the largest eigenvalue over the smallest gap between two, in test_family's draw
+WIDER = {
+    # An eigenvector turns by the decomposition's error, at most n roundings of the largest eigenvalue, over the gap.
+    # Measured: 2.5e-4 here and up to 8e-4 in 25 draws; 1.1e-12 on another BLAS.
+    ("soap", "float32"): 12 * CONDITION * 2**-24,
+    ("soap", "float64"): 12 * CONDITION * 2**-53,
+    # The sign of what is all but zero changes, and each that does is an error of two: measured up to 4e-2 and 8e-2.
+    ("olion", "float16"): 0.06,
+    ("olion", "bfloat16"): 0.1,
+    ("olion", "auto"): 0.1,
+}
+
+
+def bound(rule: str, dtype: str) -> float:
+    """The most that ten steps of this rule may be off, of the distance moved, where products run in `dtype`."""
+    return WIDER.get((rule, dtype), TOLERANCE[dtype].step)
+
+
+@dataclass(frozen=True)
+class Default:
+    """Makes runs as `new_run` does, of one library where it multiplies in `dtype` by default."""
+
+    run: type
+    dtype: str
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self.run(*arguments, **options)
+
+    def bound(self, kind: str = "Zeta") -> float:
+        """That of ten steps of this class, whose state is float32."""
+        return bound(kind.lower(), "float32" if kind.lower() in NO_PRODUCTS else self.dtype)
+
+
+def _defaults() -> Iterator[Any]:
+    """torch's three; MLX has two: float32 on a CPU, and float16 on a GPU."""
+    for name, run in (("torch", TorchRun), ("mlx", MlxRun)):
+        for dtype in precision.DEFAULTS:
+            if (name, dtype) != ("mlx", "bfloat16"):
+                yield pytest.param(Default(run, dtype), id=f"{name} {dtype}", marks=_run(name, run).marks)
+
+
+@pytest.fixture(params=_defaults())
+def default_run(request: pytest.FixtureRequest) -> Iterator[Default]:
+    """Either optimizer class at every precision that its users get without asking for one."""
+    with precision.default(request.param.dtype):
+        yield request.param

@@ -8,7 +8,6 @@ from zeta.layout import batches, join, piece, shapes
 from zeta.parity import assert_close, relative_error
 from zeta.routing import convolution, route
 
-STEP = 6e-5  # float32, relative to the distance moved: see zeta/parity.py
 HEADS, KV, SIZE, IN = 4, 2, 8, 24
 
 
@@ -57,12 +56,12 @@ CASES = {  # how the layer is made of its matrices, their shapes, what is known 
 }  # fmt: skip
 
 
-def run_both(new_run, fuse, shapes_of, layer, steps=3):
+def run_both(new_run, fuse, shapes_of, layer, steps=3, lr=0.1):
     """(after, origin) of the fused layer and of its matrices alone, the latter put together."""
     alone = {f"layers.{i}.experts.up.weight": draw(s, i) for i, s in enumerate(shapes_of)}
     grads = [{n: draw(w.shape, 100 * (t + 1) + i) for i, (n, w) in enumerate(alone.items())} for t in range(steps)]
     whole = fuse(*alone.values())
-    fused = new_run({"layer.weight": whole}, {"lr": 0.1, "routes": {"layer.weight": route("", whole.shape, layer)}})
+    fused = new_run({"layer.weight": whole}, {"lr": lr, "routes": {"layer.weight": route("", whole.shape, layer)}})
     apart = new_run(alone, {"lr": 0.1})
     for grad in grads:
         apart.step(grad)
@@ -71,29 +70,37 @@ def run_both(new_run, fuse, shapes_of, layer, steps=3):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_moves_as_its_matrices_would(new_run, case):
-    got, want, origin = run_both(new_run, *CASES[case])
-    assert_close(got, want, STEP, origin)
+def test_moves_as_its_matrices_would(default_run, case):
+    got, want, origin = run_both(default_run, *CASES[case])
+    assert_close(got, want, default_run.bound(), origin)
 
 
-def test_taken_as_one_matrix_it_moves_differently(new_run):
+def test_a_rate_off_by_four_bounds_is_caught(default_run):
+    rtol = default_run.bound()
+    got, want, origin = run_both(default_run, *CASES["grouped heads"], lr=0.1 * (1 + 4 * rtol))
+    assert relative_error(got, want, origin) > rtol
+
+
+def test_taken_as_one_matrix_it_moves_differently(default_run):
     """The control: peers orthogonalise the fused matrix."""
     fuse, parts, _ = CASES["grouped heads"]
-    got, want, origin = run_both(new_run, fuse, parts, Layer("matrix", "up_proj", False))
-    assert relative_error(got - origin, want - origin) > 100 * STEP
+    got, want, origin = run_both(default_run, fuse, parts, Layer("matrix", "up_proj", False))
+    assert relative_error(got, want, origin) > 4 * default_run.bound()
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_a_convolution_moves_as_the_matrices_of_its_groups(new_run, groups):
+def test_a_convolution_moves_as_the_matrices_of_its_groups(default_run, groups):
     kernel, grad = draw((8, 6, 3, 3)), draw((8, 6, 3, 3), 1)
-    layer = new_run({"conv.weight": kernel}, {"lr": 0.1, "routes": {"conv.weight": convolution(kernel.shape, groups)}})
+    layer = default_run(
+        {"conv.weight": kernel}, {"lr": 0.1, "routes": {"conv.weight": convolution(kernel.shape, groups)}}
+    )
     layer.step({"conv.weight": grad})
     split = [dict(enumerate(np.split(x.reshape(8, -1), groups))) for x in (kernel, grad)]
     weights, grads = ({f"layers.{i}.up.weight": x for i, x in parts.items()} for parts in split)
-    alone = new_run(weights, {"lr": 0.1})
+    alone = default_run(weights, {"lr": 0.1})
     alone.step(grads)
     want = np.concatenate(list(alone.read().values())).reshape(kernel.shape)
-    assert_close(layer.read()["conv.weight"], want, STEP, kernel)
+    assert_close(layer.read()["conv.weight"], want, default_run.bound(), kernel)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -5,11 +5,12 @@ import pytest
 
 import zeta
 from zeta.machine import numpy_target, pure_steps
-from zeta.parity import assert_close, relative_error, spectral_polynomial
+from zeta.parity import TOLERANCE, assert_close, relative_error, spectral_polynomial
 from zeta.samples import ten_steps
 
 PARAMS, GRADS, HYPER = ten_steps()
-STEP = 6e-5  # float32, relative to the distance moved: see zeta/parity.py
+STEP = TOLERANCE["float32"].step
+MATRICES = [name for name, p in PARAMS.items() if zeta.route(name, p.shape).treatment == "zeta"]
 
 
 def expected(params, grads, hyper=HYPER):
@@ -22,18 +23,34 @@ def assert_moved_alike(got, want, origin, rtol=STEP):
         assert_close(got[name], want[name], rtol, origin[name])
 
 
-def test_defaults_are_those_of_hyper(new_run):
-    run = new_run(PARAMS)
-    run.step(GRADS[0])
-    assert_moved_alike(run.read(), expected(PARAMS, GRADS[:1], zeta.Hyper()), PARAMS)
-
-
-def test_settings_reach_both_treatments(new_run):
-    options = {"lr": 0.02, "betas": (0.8, 0.9), "eps": 1e-4, "weight_decay": 0.3}
-    run = new_run(PARAMS, options)
-    for grad in GRADS:
+def assert_steps(default_run, options, grads, hyper):
+    """Every matrix within the bound of the products, everything else within float32's."""
+    run, want = default_run(PARAMS, options), expected(PARAMS, grads, hyper)
+    for grad in grads:
         run.step(grad)
-    assert_moved_alike(run.read(), expected(PARAMS, GRADS, zeta.Hyper(**options)), PARAMS)
+    got = run.read()
+    assert got.keys() == want.keys()
+    for name in want:
+        assert_close(got[name], want[name], default_run.bound() if name in MATRICES else STEP, PARAMS[name])
+
+
+def test_defaults_are_those_of_hyper(default_run):
+    assert_steps(default_run, {}, GRADS[:1], zeta.Hyper())
+
+
+SETTINGS = {"lr": 0.02, "betas": (0.8, 0.9), "eps": 1e-4, "weight_decay": 0.3}
+
+
+def test_settings_reach_both_treatments(default_run):
+    assert_steps(default_run, SETTINGS, GRADS, zeta.Hyper(**SETTINGS))
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_setting_that_is_off_is_caught(default_run, setting):
+    """The rate by four bounds, the others by as much as that takes."""
+    off = {"lr": 0.02 * (1 + 4 * default_run.bound()), "betas": (0.75, 0.9), "eps": 1e-2, "weight_decay": 3.0}
+    with pytest.raises(AssertionError, match="relative error"):
+        assert_steps(default_run, SETTINGS | {setting: off[setting]}, GRADS, zeta.Hyper(**SETTINGS))
 
 
 def test_one_rate_drives_matrices_and_the_rest(new_run):
@@ -48,14 +65,14 @@ def test_one_rate_drives_matrices_and_the_rest(new_run):
         assert relative_error(run.read()[name], before) > 1e-3
 
 
-def test_saved_and_loaded_continues_exactly(new_run, tmp_path):
+def test_saved_and_loaded_continues_exactly(default_run, tmp_path):
     options = {"lr": 1e-2}
-    whole, first = new_run(PARAMS, options), new_run(PARAMS, options)
+    whole, first = default_run(PARAMS, options), default_run(PARAMS, options)
     for grad in GRADS[:5]:
         whole.step(grad)
         first.step(grad)
     first.save(tmp_path / "state")
-    second = new_run(first.read(), options)
+    second = default_run(first.read(), options)
     second.load(tmp_path / "state")
     for grad in GRADS[5:]:
         whole.step(grad)
@@ -66,7 +83,7 @@ def test_saved_and_loaded_continues_exactly(new_run, tmp_path):
 
 def test_a_parameter_without_a_gradient_stays(new_run):
     missing = ("layers.0.wide.weight", "layers.0.norm.weight")
-    run = new_run(PARAMS, {"lr": 1e-2})
+    run = new_run(PARAMS, {"lr": 1e-2, "ns_dtype": "float32"})
     some = [{name: g for name, g in grad.items() if name not in missing} for grad in GRADS[:3]]
     for grad in [GRADS[0], *some]:
         run.step(grad)
@@ -152,14 +169,14 @@ def test_unknown_options_are_refused(new_run):
         new_run(PARAMS, {"momentum": 0.9})
 
 
-def test_one_matrix_alone_and_many_batches_agree(new_run):
+def test_one_matrix_alone_and_many_batches_agree(default_run):
     """Batches are an optimisation: a parameter's step does not depend on its neighbours."""
-    together, name = new_run(PARAMS, {"lr": 1e-2}), "layers.1.wide.weight"
-    alone = new_run({name: PARAMS[name]}, {"lr": 1e-2})
+    together, name = default_run(PARAMS, {"lr": 1e-2}), "layers.1.wide.weight"
+    alone = default_run({name: PARAMS[name]}, {"lr": 1e-2})
     for grad in GRADS[:3]:
         together.step(grad)
         alone.step({name: grad[name]})
-    assert_close(together.read()[name], alone.read()[name], STEP, PARAMS[name])
+    assert_close(together.read()[name], alone.read()[name], default_run.bound(), PARAMS[name])
 
 
 def test_embeddings_and_head_are_not_orthogonalized(new_run):

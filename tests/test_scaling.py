@@ -10,6 +10,7 @@ import pytest
 from zeta import core
 from zeta.core import COEFFICIENTS, Hyper
 from zeta.forms import flops
+from zeta.parity import relative_error
 from zeta.steps import LONG, auto_coefficients, polynomial, smallest, steps_for
 
 JORDAN = COEFFICIENTS["jordan"]
@@ -121,27 +122,33 @@ def test_coefficients_are_checked_before_anything_is_done(new_run, wrong):
         new_run({"a.weight": np.ones((4, 6))}, {"coefficients": wrong})
 
 
-def test_auto_in_an_optimizer_is_the_update_with_those_steps(new_run, rng):
+# Of the update, by the dtype of the products. Long steps multiply the rounding of the smallest directions a thousandfold
+# and more: measured on six draws up to 1.9e-5, 1.5e-2, 1.2e-1; five steps in place of them are an error of 0.21 and more.
+AUTO = {"float32": 6e-5, "float16": 2.5e-2, "bfloat16": 0.16}
+
+
+def test_auto_in_an_optimizer_is_the_update_with_those_steps(default_run, rng):
     shapes = {"a.weight": (40, 40), "b.weight": (132, 132), "c.weight": (24, 72)}
-    params, grads = ({n: rng.standard_normal(s).astype("float32") for n, s in shapes.items()} for _ in range(2))
-    runs = {name: new_run(params, {"lr": 0.1, "ns_steps": name}) for name in ("auto", 5)}
+    params, grads = ({n: rng.standard_normal(s) for n, s in shapes.items()} for _ in range(2))
+    bound = AUTO[default_run.dtype]
+    settings = {"auto": ("auto", 0.1), "five": (5, 0.1), "rate": ("auto", 0.1 * (1 + 4 * bound))}
+    runs = {key: default_run(params, {"lr": lr, "ns_steps": steps}) for key, (steps, lr) in settings.items()}
     for run in runs.values():
         run.step(grads)
     for name, w in params.items():
-        got, jordan = (runs[key].read()[name] - w for key in ("auto", 5))
         steps = auto_coefficients(*w.shape)
-        new, _ = core.update(grads[name], core.init(w), w, Hyper(lr=0.1), lambda x: core.newton_schulz(x, steps))  # noqa: B023
-        assert np.linalg.norm(got - (new - w)) < 2e-2 * np.linalg.norm(got)  # in bfloat16 where a CPU has it
-        assert (np.linalg.norm(got - jordan) > 5e-2 * np.linalg.norm(got)) == (w.shape != (24, 72))
-    for options in (
-        {"coefficients": "five"},
-        {"ns_steps": 6},
-        {"ns_steps": 0},
-        {"ns_steps": "many"},
-        {"ns_steps": True},
-    ):
-        with pytest.raises(ValueError, match=f"{next(iter(options))} is .*, but must be"):
-            new_run(params, options)
+        want, _ = core.update(grads[name], core.init(w), w, Hyper(lr=0.1), lambda x: core.newton_schulz(x, steps))  # noqa: B023
+        auto, five, rate = (relative_error(run.read()[name], want, w) for run in runs.values())
+        assert auto <= bound < rate
+        assert (five > bound) == (w.shape != (24, 72))
+
+
+@pytest.mark.parametrize(
+    "options", [{"coefficients": "five"}, {"ns_steps": 6}, {"ns_steps": 0}, {"ns_steps": "many"}, {"ns_steps": True}]
+)
+def test_steps_that_are_none_are_refused(new_run, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} is .*, but must be"):
+        new_run({"a.weight": np.ones((4, 6))}, options)
 
 
 def test_no_singular_value_of_a_rectangle_is_expected_below_the_edge():
