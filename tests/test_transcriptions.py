@@ -102,18 +102,8 @@ def transcription_of(name):
     return getattr(transcriptions, name.split()[0])
 
 
-SOAP_COUNTS_GRADIENTS = "SOAP's moments average gradients of zero too, but their bias correction does not count them"
-
-
-def cases():
-    for name in RULES:
-        for kind in ("full", "zeros between", "dead lines"):
-            wrong = name == "soap" and kind == "zeros between"
-            mark = pytest.mark.xfail(strict=True, raises=AssertionError, reason=SOAP_COUNTS_GRADIENTS) if wrong else ()
-            yield pytest.param(name, kind, marks=mark, id=f"{name}, {kind}")
-
-
-@pytest.mark.parametrize("name, kind", list(cases()))
+@pytest.mark.parametrize("kind", ["full", "zeros between", "dead lines"])
+@pytest.mark.parametrize("name", RULES)
 def test_a_rule_is_its_papers(name, kind):
     for shape in SHAPES.values():
         for count, setting in ((10, DEFAULTS), (30, SETTING)):

@@ -44,7 +44,7 @@ def soap(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
     v = ema(state["exp_avg_sq"], begun * (a.mT @ g @ b) ** 2, b2)
     u = a @ whiten(a.mT @ m @ b / (1 - b1**t), v / (1 - b2**t), hyper.eps) @ b.mT
     factors = {"left": ema(state["left"], g @ g.mT, b2), "right": ema(state["right"], g.mT @ g, b2)}
-    steps = state["steps"] + xp.astype(nonzero_count(g, (-2, -1)) > 0, g.dtype)  # with a gradient
+    steps = state["steps"] + xp.astype(begun + nonzero_count(g, (-2, -1)) > 0, g.dtype)  # from the first gradient on
     return u, {"exp_avg": m, "exp_avg_sq": v, "steps": steps} | factors
 
 
