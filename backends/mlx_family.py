@@ -4,18 +4,9 @@ Arguments, routing, ranks, AdamW for the rest, saved state and half-precision pa
 means is the rule's to say.
 """
 
-from collections.abc import Callable
-from typing import Any
-
-import mlx.core as mx
-
 from zeta import family, preconditioned
-from zeta.core import Hyper
 
 from .mlx_optimizer import Zeta
-
-Rate = float | Callable[[mx.array], mx.array]
-_LR = Hyper().lr
 
 
 class Signum(Zeta):
@@ -67,32 +58,21 @@ class SOAP(Zeta):
 
 
 class Schattor(Zeta):
-    """Schattor's ball form (arXiv 2606.15702): see `zeta.preconditioned.schattor`."""
+    """Schattor's ball form (arXiv 2606.15702), of the norm `p` (4): see `zeta.preconditioned.schattor`."""
 
-    rule = preconditioned.schattor()
-
-    def __init__(self, learning_rate: Rate = _LR, *args: Any, p: float = 4.0, **options: Any) -> None:
-        self.rule = preconditioned.schattor(p)
-        super().__init__(learning_rate, *args, **options)
+    make = staticmethod(preconditioned.schattor)
+    rule = make()
 
 
 class AdaGO(Zeta):
-    """AdaGO (arXiv 2509.02981): see `zeta.family.adago`."""
+    """AdaGO (arXiv 2509.02981), with `gamma` (1) and `floor` (0.01): see `zeta.family.adago`."""
 
-    rule = family.adago()
-
-    def __init__(
-        self, learning_rate: Rate = _LR, *args: Any, gamma: float = 1.0, floor: float = 0.01, **options: Any
-    ) -> None:
-        self.rule = family.adago(gamma, floor)
-        super().__init__(learning_rate, *args, **options)
+    make = staticmethod(family.adago)
+    rule = make()
 
 
 class Dion2(Zeta):
-    """Dion2 (arXiv 2512.16928): see `zeta.family.dion2`."""
+    """Dion2 (arXiv 2512.16928), of the `fraction` (0.25) of rows or columns: see `zeta.family.dion2`."""
 
-    rule = family.dion2()
-
-    def __init__(self, learning_rate: Rate = _LR, *args: Any, fraction: float = 0.25, **options: Any) -> None:
-        self.rule = family.dion2(fraction)
-        super().__init__(learning_rate, *args, **options)
+    make = staticmethod(family.dion2)
+    rule = make()

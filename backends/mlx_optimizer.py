@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import mlx.core as mx
 from mlx.optimizers import Optimizer
@@ -52,7 +52,8 @@ class Zeta(Optimizer):
     Settings are no part of the state, as in MLX's own optimizers: give them again.
     """
 
-    rule: Rule = family.zeta
+    rule: Rule = family.zeta  # a class with another of your own is another optimizer
+    make: ClassVar[Callable[..., Rule] | None] = None  # of a rule that has settings: it takes them by name
 
     def __init__(
         self,
@@ -66,7 +67,13 @@ class Zeta(Optimizer):
         ns_steps: int | Literal["auto"] | None = None,
         ns_dtype: mx.Dtype | None = None,
         group: mx.distributed.Group | None = None,
+        **settings: Any,
     ) -> None:
+        if self.make:
+            self.rule = self.make(**settings)
+        elif settings:
+            strange = next(iter(settings))
+            raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {strange!r}")
         check_rate(learning_rate, type(self).__name__)
         products = coefficients != COEFFICIENTS["jordan"] or ns_steps is not None or ns_dtype is not None
         if products and not self.rule.orthogonalizes:
