@@ -203,6 +203,7 @@ def arrangements() -> Iterator[tuple[str, Any]]:
             for has in (True, False):
                 run = partial(fsdp, kind, precision=None)
                 yield f"{kind}: default {has}, rows", partial(by_default, run, has)
+            yield f"{kind}: float16, rows", partial(fsdp, kind, precision=torch.float16)
         if ranks == 4:
             yield f"{kind}: copies of rows", partial(fsdp, kind, None, mesh)
             yield f"{kind}: one matrix", partial(copies, kind, shard_state=True, **ONE)

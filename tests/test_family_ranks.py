@@ -22,7 +22,8 @@ BOUND = TOLERANCE["float32"].step  # of the distance moved
 CASES = [(1, "rows"), (1, "copies, state in parts")]
 CASES += [(2, name) for name in ("rows", "copies, state in parts", "copies", "columns", "tensor parallel")]
 CASES += [(2, name) for name in ("half, rows", "half, copies, state in parts", "maximize, a tensor rate")]
-CASES += [(2, "default True, rows"), (2, "default False, rows")]
+CASES += [(2, "default True, rows"), (2, "default False, rows"), (2, "float16, rows")]
+PRODUCTS = {"default True, rows": "bfloat16", "float16, rows": "float16"}  # on CPUs that have the units, and on GPUs
 CASES += [(4, name) for name in ("rows", "copies, state in parts", "copies of rows", "one matrix")]
 
 
@@ -50,6 +51,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 def one_process(kind: str, name: str) -> dict[str, np.ndarray]:
     if name.startswith("default"):
         return by_default(lambda: alone(kind, precision=None), "True" in name)
+    if name.startswith("float16"):
+        return alone(kind, precision=torch.float16)
     options = HALF if "half" in name else RATE if "rate" in name else ONE if "one" in name else {}
     return alone(kind, **(options | ({"names": ("tall", "wide")} if "tensor parallel" in name else {})))
 
@@ -63,11 +66,24 @@ def distance(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> float:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("ranks", "name"), CASES)
 def test_ten_steps_are_those_of_one_process(results: Results, ranks: int, name: str, kind: str) -> None:
-    """In bfloat16 products, too: an owner multiplies what one process multiplies."""
+    """In half precision, too: an owner multiplies what one process multiplies."""
     got = [rank[f"{kind}: {name}"] for rank in results(ranks)]
-    assert distance(got[0], one_process(kind, name)) < (TOLERANCE["bfloat16"].step if "True" in name else BOUND)
+    assert distance(got[0], one_process(kind, name)) < bound(kind, name)
     for other in got[1:]:
         assert all(np.array_equal(got[0][key], other[key]) for key in got[0])  # or they would drift apart
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["default True, rows", "default False, rows", "float16, rows"])
+def test_a_rate_off_by_four_bounds_is_caught(results: Results, name: str, kind: str) -> None:
+    """The control at every precision that is a default."""
+    got, want, origin = (arrays["wide"] for arrays in (results(2)[0][f"{kind}: {name}"], one_process(kind, name), start()))
+    assert relative_error(origin + (1 + 4 * bound(kind, name)) * (got - origin), want, origin) > bound(kind, name)
+
+
+def bound(kind: str, name: str) -> float:
+    """That of the products, where there are any."""
+    return TOLERANCE[PRODUCTS.get(name, "float32") if KINDS[kind].rule.orthogonalizes else "float32"].step
 
 
 @pytest.mark.parametrize("kind", ["Eta", "Mine"])

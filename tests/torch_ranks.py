@@ -51,7 +51,7 @@ ROUTES = {
     "norm": Route("adamw", (), "vector"),
     "scalar": Route("adamw", (), "vector"),
 }
-OPTIONS: dict[str, Any] = dict(lr=0.02, weight_decay=0.1)
+OPTIONS: dict[str, Any] = dict(lr=0.02, weight_decay=0.1, ns_dtype=torch.float32)
 
 
 def start() -> dict[str, np.ndarray]:
