@@ -4,15 +4,10 @@ ZETA_TEST_BFLOAT16=0 or 1 tells torch, here and in every child process, whether 
 """
 
 import os
-import runpy
 import sys
-from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the matrices are small, and pytest-xdist already uses every core
 os.environ["MLX_ENABLE_TF32"] = "0"  # before MLX is imported: see zeta/machine.py
-TOLD = Path(__file__).with_name("told")
-os.environ["PYTHONPATH"] = os.pathsep.join([str(TOLD), *filter(None, [os.environ.get("PYTHONPATH")])])
-runpy.run_path(str(TOLD / "sitecustomize.py"))
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import precision
+import precision  # before torch: see ZETA_TEST_BFLOAT16
 import pytest
 
 from zeta.machine import Absent, targets
@@ -204,8 +199,8 @@ def new_run(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
+NO_PRODUCTS = ("Signum", "Shampoo", "SOAP", "Schattor")  # signs and decompositions, in the state's own dtype
 # Rules whose ten steps are not as exact as the products are, by the dtype of these.
-NO_PRODUCTS = ("signum", "shampoo", "soap", "schattor")  # signs and decompositions, in the state's own dtype
 CONDITION = 3.3e3  # of SOAP's factors: the largest eigenvalue over the smallest gap between two, in test_family's draw
 WIDER = {
     # An eigenvector turns by the decomposition's error, at most n roundings of the largest eigenvalue, over the gap.
@@ -235,8 +230,8 @@ class Default:
         return self.run(*arguments, **options)
 
     def bound(self, kind: str = "Zeta") -> float:
-        """That of ten steps of this class, whose state is float32."""
-        return bound(kind.lower(), "float32" if kind.lower() in NO_PRODUCTS else self.dtype)
+        """That of ten steps of this class, float32's where it multiplies nothing in Newton-Schulz."""
+        return bound(kind.lower(), "float32" if kind in NO_PRODUCTS else self.dtype)
 
 
 def _defaults() -> Iterator[Any]:

@@ -122,8 +122,8 @@ def test_coefficients_are_checked_before_anything_is_done(new_run, wrong):
         new_run({"a.weight": np.ones((4, 6))}, {"coefficients": wrong})
 
 
-# Of the update, by the dtype of the products. Long steps multiply the rounding of the smallest directions a thousandfold
-# and more: measured on six draws up to 1.9e-5, 1.5e-2, 1.2e-1; five steps in place of them are an error of 0.21 and more.
+# Of the update, by the dtype of the products. Long steps multiply the rounding of the smallest directions, on six draws
+# to errors of 1.9e-5, 1.5e-2 and 1.2e-1; five steps in place of them make one of 0.21 and more.
 AUTO = {"float32": 6e-5, "float16": 2.5e-2, "bfloat16": 0.16}
 
 
