@@ -77,7 +77,8 @@ def test_ten_steps_are_those_of_one_process(results: Results, ranks: int, name: 
 @pytest.mark.parametrize("name", ["default True, rows", "default False, rows", "float16, rows"])
 def test_a_rate_off_by_four_bounds_is_caught(results: Results, name: str, kind: str) -> None:
     """The control at every precision that is a default."""
-    got, want, origin = (arrays["wide"] for arrays in (results(2)[0][f"{kind}: {name}"], one_process(kind, name), start()))
+    all_arrays = results(2)[0][f"{kind}: {name}"], one_process(kind, name), start()
+    got, want, origin = (arrays["wide"] for arrays in all_arrays)
     assert relative_error(origin + (1 + 4 * bound(kind, name)) * (got - origin), want, origin) > bound(kind, name)
 
 
