@@ -505,18 +505,19 @@ def test_a_refused_group_is_not_added(group, error, message):
     train(model, optimizer, 1)
 
 
-def test_compiled_step_is_one_graph_equal_to_eager_and_is_not_compiled_again():
+@pytest.mark.parametrize("kind", ["Zeta", "Eta", "NorMuon"])
+def test_compiled_step_is_one_graph_equal_to_eager_and_is_not_compiled_again(kind):
     """Twice: the first step makes the state. Then neither rate nor step count nor betas may compile it again."""
     graphs = []
 
-    def backend(graph, inputs):
+    def counting(graph, inputs):
         graphs.append(graph)
         return graph
 
     eager, model = Model(), Model()
     torch._dynamo.reset()
-    runs = [(m, Zeta(param_groups(m), lr=torch.tensor(0.02))) for m in (eager, model)]
-    compiled = torch.compile(lambda: runs[1][1].step(), backend=backend, fullgraph=True)
+    runs = [(m, getattr(backend, kind)(param_groups(m), lr=torch.tensor(0.02))) for m in (eager, model)]
+    compiled = torch.compile(lambda: runs[1][1].step(), backend=counting, fullgraph=True)
     for t in range(6):
         for (m, optimizer), step in zip(runs, (runs[0][1].step, compiled), strict=True):
             backward(m, t)
