@@ -30,14 +30,24 @@ class Place(NamedTuple):
 def find_place(p: Tensor, group: Any, shard: bool) -> Place | None:
     """The place of a DTensor, or of a copy on every rank of `group`, of which each steps its own part if `shard`.
 
-    None for a parameter that only this process knows of.
+    None for a parameter that only this process knows of. Raises ValueError where the group cannot send from p's device.
     """
     if hasattr(p, "device_mesh"):
         return _of_dtensor(p)
     if group is None or dist.get_world_size(group) == 1:
         return None
+    _check_backend(group, p)
     ranks = dist.get_world_size(group)
     return Place(group, held(p.shape, (ranks,), (0 if shard and p.ndim else None,)), dist.get_rank(group))
+
+
+def _check_backend(group: Any, p: Tensor) -> None:
+    device, backends = p.device.type, dist.get_backend_config(group)  # such as "cpu:gloo,cuda:nccl"
+    if device not in ("meta", *(one.split(":")[0] for one in backends.split(","))):
+        raise ValueError(
+            f'a parameter of shape {tuple(p.shape)} is on the device "{device}", but its process group has the '
+            f'backends "{backends}" alone: add one, as in init_process_group("cpu:gloo,cuda:nccl"), or move it'
+        )
 
 
 def _of_dtensor(p: Any) -> Place | None:
@@ -52,6 +62,7 @@ def _of_dtensor(p: Any) -> Place | None:
         group = mesh.get_group()
     else:
         group = dist.group.WORLD if mesh.size() == dist.get_world_size() else mesh._flatten().get_group()
+    _check_backend(group, p.to_local())  # which FSDP2 may keep on another device than the mesh's
     flat = mesh.mesh.flatten().tolist()
     holders = [found[flat.index(rank)] for rank in dist.get_process_group_ranks(group)]
     here = Place(group, holders, dist.get_rank(group))
