@@ -1,7 +1,7 @@
 """AdamW for the parameters that are no matrices: torch's own, for any dtype, layout and place."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,37 +11,50 @@ from .torch_places import gradient, mine
 from .torch_state import Places, round_back, widen
 
 
-def adamw(params: list[Tensor], state: Any, group: dict[str, Any], place: Places) -> None:
-    """One step, in place, of what this rank keeps of the parameters; on float32 copies of what is narrower."""
-    for narrow in (False, True):
-        some = [p for p in params if ("remainder" in state[p]) == narrow]
-        if not some:
-            continue
+class Part(NamedTuple):
+    """What this rank keeps of a parameter and its state: plain tensors, views."""
 
-        def local(values: Iterable[Any], some: list[Tensor] = some) -> list[Tensor]:
-            return [mine(value, place(p)) for p, value in zip(some, values, strict=True)]
-
-        m, v = (local(state[p][key] for p in some) for key in ("exp_avg", "exp_avg_sq"))
-        steps = [state[p]["step"] for p in some]
-        rests = local(state[p]["remainder"] for p in some) if narrow else []
-        own, grads = local(some), local(map(gradient, some))
-        wide = widen(own, rests) if narrow else own
-        grads = widen(grads) if narrow else [g.to(w.dtype) for g, w in zip(grads, wide, strict=True)]
-        _contiguous(wide, grads, m, v, steps, group)
-        if narrow:
-            round_back(own, rests, wide)
+    p: Tensor
+    grad: Tensor
+    m: Tensor
+    v: Tensor
+    step: Tensor
+    remainder: Tensor | None
 
 
-def _contiguous(
-    params: list[Tensor], grads: list[Tensor], m: list[Tensor], v: list[Tensor], steps: list[Tensor], group: Any
-) -> None:
+def parts(params: Iterable[Tensor], states: Any, place: Places) -> list[Part]:
+    """What this rank keeps of the parameters, which have gradients."""
+    result = []
+    for p in params:
+        state, at = states[p], place(p)
+        rest = mine(state["remainder"], at) if "remainder" in state else None
+        m, v = (mine(state[key], at) for key in ("exp_avg", "exp_avg_sq"))
+        result.append(Part(mine(p, at), mine(gradient(p), at), m, v, state["step"], rest))
+    return result
+
+
+def adamw(own: list[Part], group: dict[str, Any]) -> None:
+    """One step, in place; on float32 copies of what is narrower."""
+    exact, narrow = ([part for part in own if (part.remainder is None) == whole] for whole in (True, False))
+    if exact:
+        params = [part.p for part in exact]
+        _contiguous(params, [part.grad.to(part.p.dtype) for part in exact], exact, group)
+    if narrow:
+        params, rests = [part.p for part in narrow], [part.remainder for part in narrow if part.remainder is not None]
+        wide = widen(params, rests)
+        _contiguous(wide, widen([part.grad for part in narrow]), narrow, group)
+        round_back(params, rests, wide)
+
+
+def _contiguous(params: list[Tensor], grads: list[Tensor], own: list[Part], group: dict[str, Any]) -> None:
     """torch's AdamW, in place, on contiguous copies of what is not so: the fused form, torch 2.13, ignores strides."""
     names: dict[str, Any] = {name: group[name] for name in ("lr", "eps", "weight_decay", "maximize")}
     b1, b2 = group["betas"]
     traced = torch.compiler.is_compiling()  # torch.compile, torch 2.13, does not trace into the fused form
     names |= dict(fused=not traced, foreach=traced, capturable=traced, amsgrad=False)
+    m, v = [part.m for part in own], [part.v for part in own]
     w, g, a, b = ([t.contiguous() for t in tensors] for tensors in (params, grads, m, v))
-    torch_adamw(w, g, a, b, [], steps, beta1=b1, beta2=b2, **names)
+    torch_adamw(w, g, a, b, [], [part.step for part in own], beta1=b1, beta2=b2, **names)
     for t, straight in zip([*params, *m, *v], [*w, *a, *b], strict=True):
         if straight is not t:
             t.copy_(straight)

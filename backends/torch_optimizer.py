@@ -16,7 +16,7 @@ from zeta.layout import Route, batches
 from zeta.steps import Steps, chosen
 
 from . import torch_step
-from .torch_adamw import adamw
+from .torch_adamw import Part, adamw, parts
 from .torch_groups import check_gradients, check_group, check_values, group_routes, word
 from .torch_places import Place
 from .torch_ranks import Ranks
@@ -119,6 +119,8 @@ class Zeta(torch.optim.Optimizer):
         if isinstance(group["lr"], Tensor):
             group["lr"] = group["lr"].clone()  # shared, a scheduler that multiplies in place would do so once a group
         group["routes"] = group_routes(group)
+        for p in group["params"]:
+            self.place(p)  # refuses what cannot be; and a step that is compiled could not look for it
         if "param_names" not in group and group["treatment"] is None and any(p.ndim > 1 for p in group["params"]):
             shapes = sorted({tuple(p.shape) for p in group["params"] if p.ndim > 1})
             warnings.warn(
@@ -165,23 +167,43 @@ class Zeta(torch.optim.Optimizer):
         if not torch.compiler.is_compiling():  # which could not trace them
             for group in self.param_groups:
                 self._check(group)
-        params = (p for group in self.param_groups for p in group["params"])
-        self._ranks.agree(p for p in params if p.requires_grad or p.grad is not None)
-        for group in self.param_groups:
-            with_routes = zip(group["params"], group["routes"], strict=True)
-            routes = {p: Route(*r) for p, r in with_routes if p.grad is not None}
-            for p, r in routes.items():
-                prepare(self.state[p], p, r, self.rule.keeps, self._ranks.place(p))
-            adamw([p for p, r in routes.items() if r.treatment == "adamw"], self.state, group, self.place)
-            rule, matrices = self.rule_of(group), {p: r for p, r in routes.items() if r.treatment == "zeta"}
-            alone: dict[Any, tuple[Route, Any]] = {
-                p: (r, (p.dtype, p.device)) for p, r in matrices.items() if self._ranks.place(p) is None
-            }
-            for batch in batches(alone):
+        shared = self._ranks.share(p for group in self.param_groups for p in group["params"])
+        # torch.compile, torch 2.13, takes neither writes to views of DTensors nor asynchronous collectives. A decorator
+        # would import the compiler, two seconds, for those who need no optimizer.
+        untraced: Callable[..., Any] = torch.compiler.disable
+        prepared = untraced(self._prepare_on_ranks)() if shared else self._prepare()
+        for group, (routes, vectors) in zip(self.param_groups, prepared, strict=True):
+            adamw(vectors, group)
+            rule, kinds = self.rule_of(group), {p: (p.dtype, p.device) for p in routes if self.place(p) is None}
+            for batch in batches({p: (routes[p], kind) for p, kind in kinds.items()}):
                 torch_step.step(rule, self.state, group, batch, routes)
-            self._ranks.step(rule, self.state, group, {p: r for p, r in matrices.items() if p not in alone})
-            self._ranks.publish(routes)
+        if shared:
+            untraced(self._exchange)()
         return loss
+
+    def _prepare(self) -> list[tuple[dict[Tensor, Route], list[Part]]]:
+        """({matrix: route}, what AdamW steps) of each group, of parameters with gradients, all of which have state."""
+        result = []
+        for group in self.param_groups:
+            routes = _routes(group)
+            for p, r in routes.items():
+                prepare(self.state[p], p, r, self.rule.keeps, self.place(p))
+            vectors = parts([p for p, r in routes.items() if r.treatment == "adamw"], self.state, self.place)
+            result.append(({p: r for p, r in routes.items() if r.treatment == "zeta"}, vectors))
+        return result
+
+    def _prepare_on_ranks(self) -> list[tuple[dict[Tensor, Route], list[Part]]]:
+        """The same, once the ranks agree."""
+        self._ranks.agree(self.param_groups)
+        return self._prepare()
+
+    def _exchange(self) -> None:
+        """Steps the matrices that several ranks hold."""
+        for group in self.param_groups:
+            routes = _routes(group)
+            matrices = {p: r for p, r in routes.items() if r.treatment == "zeta"}
+            self._ranks.step(self.rule_of(group), self.state, group, matrices)
+            self._ranks.publish(routes)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues from what `state_dict()` gave: float32 moments stay float32, nothing is shared with the argument.
@@ -204,3 +226,8 @@ class Zeta(torch.optim.Optimizer):
         self.__setstate__({"state": state, "param_groups": groups})
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
+
+
+def _routes(group: dict[str, Any]) -> dict[Tensor, Route]:
+    """Of the parameters that have gradients."""
+    return {p: Route(*r) for p, r in zip(group["params"], group["routes"], strict=True) if p.grad is not None}
