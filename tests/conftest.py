@@ -242,6 +242,13 @@ def _defaults() -> Iterator[Any]:
                 yield pytest.param(Default(run, dtype), id=f"{name} {dtype}", marks=_run(name, run).marks)
 
 
+@pytest.fixture(params=precision.DEFAULTS)
+def default_dtype(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every dtype that products have somewhere by default, in turn."""
+    with precision.default(request.param):
+        yield request.param
+
+
 @pytest.fixture(params=_defaults())
 def default_run(request: pytest.FixtureRequest) -> Iterator[Default]:
     """Either optimizer class at every precision that its users get without asking for one."""

@@ -97,6 +97,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, backend: str, moments: list[int],
     monkeypatch.setattr(trainer, "step", step)
 
 
+@pytest.mark.usefixtures("default_dtype")
 @pytest.mark.parametrize("optimizer, moments", [("zeta", [1, 4, 6]), ("eta", [4]), ("adamw", [4]), ("muon", [4])])
 def test_interrupted_and_resumed_is_uninterrupted(
     tmp_path: Path, data: Path, backend: str, optimizer: str, moments: list[int], monkeypatch: pytest.MonkeyPatch

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from unittest.mock import Mock
@@ -12,6 +13,7 @@ from unittest.mock import Mock
 import journal
 import killed_runs
 import numpy as np
+import precision
 import pytest
 import train_lm
 from loop import FILE
@@ -51,9 +53,16 @@ def torchrun(script: Path, *arguments: str) -> tuple[int, str]:
     """The exit status of a job of two ranks, and what it said."""
     launcher = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2"]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    environment = os.environ | {"PYTHONPATH": str(EXAMPLES)}
+    environment = precision.environment("float32", EXAMPLES)
     done = subprocess.run([*launcher, str(script), *arguments], env=environment, timeout=PATIENCE, **pipes)
     return done.returncode, done.stdout
+
+
+@pytest.fixture(autouse=True, scope="module")
+def float32() -> Iterator[None]:
+    """What is said of no other precision is said of float32's."""
+    with precision.default("float32"):
+        yield
 
 
 @pytest.fixture(scope="module", params=["zeta", "eta"])
@@ -82,20 +91,20 @@ def test_a_lost_rank_ends_the_job_with_its_reason(killed: tuple[Path, str]) -> N
     assert "another rank is gone: go on from the last checkpoint, if there is one, with --resume" in killed[1]
 
 
-def resume(ranks: int, out: Path, *flags: str) -> str:
+def job(ranks: int, out: Path, dtype: str, *flags: str) -> str:
     """What the job's ranks said: processes as torchrun starts them, but from one that has imported torch."""
     method = killed_runs.context().get_start_method()
-    torch.multiprocessing.start_processes(rank, (ranks, out, flags), nprocs=ranks, start_method=method)
+    torch.multiprocessing.start_processes(rank, (ranks, out, dtype, flags), nprocs=ranks, start_method=method)
     return "".join((out / f"said-{number}").read_text() for number in range(ranks))
 
 
-def rank(number: int, ranks: int, out: Path, flags: tuple[str, ...]) -> None:
+def rank(number: int, ranks: int, out: Path, dtype: str, flags: tuple[str, ...]) -> None:
     faulthandler.dump_traceback_later(PATIENCE, exit=True)  # ranks that wait for one another would do so for minutes
     torch.set_num_threads(1)
     os.environ["TORCHELASTIC_RUN_ID"], train_lm.LAUNCHED, sys.modules["plot"] = "a job", "torch", Mock()
     torch.distributed.init_process_group("gloo", init_method=f"file://{out}/ranks", rank=number, world_size=ranks)
-    with (out / f"said-{number}").open("w") as said, redirect_stdout(said):
-        assert train_lm.main(arguments(out, "--resume", *flags)) == 0
+    with (out / f"said-{number}").open("w") as said, redirect_stdout(said), precision.default(dtype):
+        assert train_lm.main(arguments(out, *flags)) == 0
     torch.distributed.destroy_process_group()
 
 
@@ -115,14 +124,32 @@ def test_any_number_of_ranks_goes_on(
         code, said = torchrun(EXAMPLES / "train_lm.py", *arguments(tmp_path, "--resume", *flags))
         assert code == 0 and said.count(f"parameters, {optimizer} on torch") == 1, said
     elif ranks > 1:
-        said = resume(ranks, tmp_path, *flags)
+        said = job(ranks, tmp_path, "float32", "--resume", *flags)
         assert said.count(f"parameters, {optimizer} on torch") == 1, said  # one rank speaks
     else:
         assert train_lm.main(arguments(tmp_path, "--backend", "torch", "--resume", *flags)) == 0
     got, want = losses(tmp_path), losses(one_process)
     assert got.keys() == want.keys()
-    np.testing.assert_allclose(list(got.values()), list(want.values()), rtol=1e-4)
+    np.testing.assert_allclose(list(got.values()), list(want.values()), rtol=precision.LOSSES["float32"])
     got, want = checkpoint.load(tmp_path / FILE), checkpoint.load(one_process / FILE)
     assert got[1] == want[1]
     for name, array in want[0].items():
         assert np.linalg.norm(got[0][name] - array) <= 1e-3 * np.linalg.norm(array), name
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_two_ranks_are_one_process_in_half_precision(tmp_path: Path, optimizer: str, dtype: str) -> None:
+    """The control is a rate off by one in twenty."""
+    rates = {"two": "6e-3", "one": "6e-3", "wrong": "6.3e-3"}
+    for name, rate in rates.items():
+        (tmp_path / name).mkdir()
+        flags = ["--optimizer", optimizer, "--lr", rate, "--warmup", "0"]
+        if name == "two":
+            job(2, tmp_path / name, dtype, *flags)
+        else:
+            with precision.default(dtype):
+                assert train_lm.main(arguments(tmp_path / name, "--backend", "torch", *flags)) == 0
+    two, one, wrong = (losses(tmp_path / name) for name in rates)
+    assert two.keys() == one.keys()
+    partings = [max(abs(other[step] / one[step] - 1) for step in one) for other in (two, wrong)]
+    assert partings[0] <= precision.LOSSES[dtype] < 4 * precision.LOSSES[dtype] < partings[1]
