@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import precision
 import pytest
+
+from zeta.parity import TOLERANCE
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
@@ -44,3 +47,14 @@ def test_the_algorithm_imports_no_array_library() -> None:
     loaded = "import sys, zeta; sys.exit(bool({'numpy', 'torch', 'mlx'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", loaded]).returncode == 0
     assert subprocess.run([sys.executable, "-c", f"import numpy; {loaded}"]).returncode == 1
+
+
+@pytest.mark.parametrize("dtype", precision.DEFAULTS)
+def test_promises_are_the_bounds_that_tests_hold(dtype: str) -> None:
+    row = re.search(rf"^\| {dtype}.*\| bit for bit \|(.*)\|(.*)\|$", README.read_text(), re.MULTILINE)
+    assert row
+    losses, steps = ([float(number.strip("() ")) for number in cell.split()] for cell in row.groups())
+    assert losses[0] <= losses[1] == precision.LOSSES[dtype]
+    assert steps[0] <= steps[1] == TOLERANCE[dtype].step
+    bound = f"{precision.LOSSES[dtype]:.0e}".replace("e-0", "e-")
+    assert f"{bound} with {dtype}" in (README.parent / "examples/README.md").read_text()
