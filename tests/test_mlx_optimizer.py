@@ -77,7 +77,8 @@ def test_a_schedule_and_the_step_count_do_not_compile_again():
     traces = []
     runs = []
     for compiled in (False, True):
-        model, optimizer = Model(1), Zeta(optim.cosine_decay(0.05, 10))  # compiled by a C++ compiler on a CPU
+        model = Model(1)  # compiled by a C++ compiler on a CPU
+        optimizer = Zeta(optim.cosine_decay(0.05, 10), ns_dtype=mx.float32)
         optimizer.init(model.trainable_parameters())
         state = [model.state, optimizer.state]
 
@@ -114,8 +115,10 @@ def test_layers_may_thaw_later_and_start_as_new_ones():
 
 def test_multi_optimizer():
     model, alone = Model(), Model()
-    both = optim.MultiOptimizer([Zeta(0.05), Zeta(0.05)], [lambda name, _: "layers.1" in name])
-    single = Zeta(0.05)
+    both = optim.MultiOptimizer(
+        [Zeta(0.05, ns_dtype=mx.float32) for _ in range(2)], [lambda name, _: "layers.1" in name]
+    )
+    single = Zeta(0.05, ns_dtype=mx.float32)
     train(model, both, 3)
     train(alone, single, 3)
     for name, want in flat(alone).items():

@@ -5,6 +5,7 @@ from typing import Any
 
 import model
 import numpy as np
+import precision
 import pytest
 import text
 
@@ -123,14 +124,14 @@ def oracle() -> np.ndarray:
     return losses(glue("torch"), "float64")
 
 
-def test_twenty_steps_are_the_same_in_every_library(library: str, oracle: np.ndarray) -> None:
+def test_twenty_steps_are_the_same_in_every_library(library: str, oracle: np.ndarray, default_dtype: str) -> None:
     assert oracle[-1] < oracle[0] - 1
-    np.testing.assert_allclose(losses(glue(library), "float32"), oracle, rtol=1e-4)  # measured 1e-6, required 1e-3
+    np.testing.assert_allclose(losses(glue(library), "float32"), oracle, rtol=precision.LOSSES[default_dtype])
 
 
 def test_another_optimizer_setting_is_another_run(oracle: np.ndarray) -> None:
-    other = losses(glue("torch"), "float64", betas=(0.94, 0.99))
-    assert np.max(np.abs(other / oracle - 1)) > 1e-3
+    other = losses(glue("torch"), "float64", betas=(0.9, 0.99))
+    assert np.max(np.abs(other / oracle - 1)) > 4 * max(precision.LOSSES.values())
 
 
 @pytest.mark.parametrize("optimizer", ["zeta", "eta", "adamw", "muon"])

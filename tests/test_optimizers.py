@@ -284,7 +284,7 @@ class TestTorch:
         last = torch.nn.Parameter(plain.detach().to(memory_format=torch.channels_last, copy=True))
         grads = torch.randn(3, *shape)
         for p in (plain, last):
-            optimizer = self.Zeta([("conv.weight", p)], lr=0.1)
+            optimizer = self.Zeta([("conv.weight", p)], lr=0.1, ns_dtype=torch.float32)
             for g in grads:
                 p.grad = g.to(memory_format=torch.channels_last) if p is last else g.clone()
                 optimizer.step()
@@ -299,7 +299,7 @@ class TestTorch:
         grad = torch.randn(12, 8)
         plain.grad, strided.grad = grad, grad.T.contiguous().T
         for p in (plain, strided):
-            optimizer = self.Zeta([("up.weight", p)], lr=0.1, treatment=treatment)
+            optimizer = self.Zeta([("up.weight", p)], lr=0.1, treatment=treatment, ns_dtype=torch.float32)
             optimizer.step()
             optimizer.step()
         assert not strided.is_contiguous()
@@ -307,7 +307,7 @@ class TestTorch:
 
     def test_a_gradient_that_first_arrives_later_starts_from_zero_moments(self):
         p, late = self.weight(), self.weight()
-        optimizer = self.Zeta([("a.weight", p), ("b.weight", late)], lr=0.1)
+        optimizer = self.Zeta([("a.weight", p), ("b.weight", late)], lr=0.1, ns_dtype=self.torch.float32)
         p.grad = self.torch.randn(p.shape)
         optimizer.step()
         first, late.grad = p.detach().clone(), p.grad
@@ -395,7 +395,7 @@ class TestMlx:
         runs = []
         for compiled in (False, True):
             rate = cosine_decay(0.05, 10) if scheduled else 0.05
-            optimizer = self.Zeta(learning_rate=rate)
+            optimizer = self.Zeta(learning_rate=rate, ns_dtype=self.mx.float32)
             model = self.model()
             optimizer.init(model.trainable_parameters())
             runs.append(self.train(model, optimizer, 10, compiled))

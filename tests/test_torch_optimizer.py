@@ -109,7 +109,7 @@ def test_layouts_in_memory_change_no_step(treatment, parameter, gradient):
     runs = []
     for own, layout in ((LAYOUTS[parameter], LAYOUTS[gradient]), (torch.clone, torch.clone)):
         p = torch.nn.Parameter(own(start.clone()))
-        optimizer = Zeta([{"params": [("a.weight", p)], "treatment": treatment}], lr=0.1)
+        optimizer = Zeta([{"params": [("a.weight", p)], "treatment": treatment}], lr=0.1, ns_dtype=torch.float32)
         for t, g in enumerate(grads):
             p.grad = layout(LAYOUTS[gradient](g).clone() if layout is torch.clone else g)
             if t == 2:  # as they are after another process loaded and moved them
