@@ -32,7 +32,10 @@ def test_prints_a_table_and_what_was_skipped(only_numpy, capsys):
 
 def test_verbose_has_a_line_for_every_check(only_numpy, capsys):
     assert cli.main(["parity", "--verbose"]) == 0
-    assert "newton-schulz: condition 1e+06 long" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "newton-schulz: condition 1e+06 long" in out
+    counts = out.partition("Checks through each path")[2]
+    assert "core" in counts and "+45" in counts
 
 
 def test_json_is_a_list_of_objects_with_exactly_these_keys(only_numpy, capsys):
@@ -40,14 +43,49 @@ def test_json_is_a_list_of_objects_with_exactly_these_keys(only_numpy, capsys):
     results = json.loads(capsys.readouterr().out)
     assert len(results) > 50
     for result in results:
-        assert list(result) == ["library", "device", "dtype", "check", "error", "bound", "ok"]
+        assert list(result) == ["library", "device", "dtype", "check", "error", "bound", "ok", "paths"]
         assert result["ok"] is True and 0 <= result["error"] <= result["bound"]
 
 
-@pytest.mark.parametrize("control", ["coefficient", "transpose", "axis", "bias"])
+@pytest.mark.parametrize("control", ["coefficient", "transpose", "axis", "bias", "rule"])
 def test_controls_end_with_status_1(only_numpy, control, capsys):
     assert cli.main(["parity", "--control", control]) == 1
     assert "FAIL" in capsys.readouterr().out
+
+
+def test_a_control_of_a_path_that_nothing_has_is_refused(only_numpy, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["parity", "--control", "restart"])
+    assert exit.value.code == 2 and "--control restart" in capsys.readouterr().err
+
+
+def test_every_control_is_offered(capsys):
+    from zeta.controls import CONTROLS
+
+    with pytest.raises(SystemExit):
+        cli.main(["parity", "--help"])
+    assert f"{{{','.join(CONTROLS)}}}" in "".join(capsys.readouterr().out.split())
+
+
+def test_what_is_known_to_be_absent_is_left_out_and_other_absences_are_named(only_numpy, capsys):
+    only_numpy.append(Absent("mlx", "gpu", "this is an Apple machine, but MLX would run on its CPU", expected=True))
+    assert cli.main(["parity", "--without", "mlx:gpu"]) == 0
+    assert "skipped: torch cpu" in capsys.readouterr().err
+    assert cli.main(["parity", "--without", "mlx:gpu", "--without", "torch:cpu"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_note_is_told_beside_the_table(only_numpy, capsys):
+    only_numpy[0] = replace(only_numpy[0], note="training rounds otherwise")
+    assert cli.main(["parity", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) and "note: numpy cpu float64: training rounds otherwise" in err
+
+
+def test_a_path_that_no_check_takes_is_a_failure(only_numpy, capsys):
+    only_numpy[0] = replace(only_numpy[0], paths=("core", "gram", "adamw"))
+    assert cli.main(["parity", "--verbose"]) == 1
+    assert "no check went through gram" in capsys.readouterr().out
 
 
 def test_a_check_that_raises_is_a_failure_and_no_traceback(only_numpy, capsys):
@@ -80,6 +118,7 @@ def test_plot_writes_a_picture(only_numpy, tmp_path, capsys):
         ["parity", "--control", "nonsense"],
         ["parity", "--plot", "/no/such/folder/x.png"],
         ["parity", "--plot", "x.xyz"],
+        ["parity", "--without", "mlx:tpu"],
         ["inspect", "x", "--plot", "x.xyz"],
         ["convert", "/no/such/folder", "x.safetensors"],
     ],

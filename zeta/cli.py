@@ -36,9 +36,19 @@ def _add_parity(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command = commands.add_parser("parity", help=about, description=about)
     command.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
     command.add_argument("--plot", type=Path, metavar="FILE", help="draw every error against its bound")
-    command.add_argument("--verbose", action="store_true", help="a line for every check, not for every family")
-    names = ("coefficient", "transpose", "axis", "bias")
+    command.add_argument("--verbose", action="store_true", help="a line for every check, and how many took each path")
+    names = ("coefficient", "transpose", "axis", "bias", "restart", "blocks", "parts", "batch", "rule")
     command.add_argument("--control", choices=names, help="make one deliberate mistake: the command must then fail")
+    devices = ("numpy:cpu", "array_api_strict:cpu", "torch:cpu", "torch:cuda", "torch:mps", "mlx:cpu", "mlx:gpu")
+    command.add_argument(
+        "--without",
+        action="append",
+        choices=devices,
+        default=[],
+        metavar="LIBRARY:DEVICE",
+        help="leave out what is known to be absent, such as mlx:gpu (may be given several times); "
+        "what else is absent is still named",
+    )
     command.set_defaults(run=parity, command=command)
 
 
@@ -145,18 +155,29 @@ def parity(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from zeta.parity import run
 
     results: list[Result] = []
+    broke = args.control is None
     for target in targets():
-        if isinstance(target, Absent) and not target.expected:
-            print(f"skipped: {target.library} {target.device} ({target.reason})", file=sys.stderr)
-        elif isinstance(target, Absent) or not args.control:
+        if f"{target.library}:{target.device}" in args.without:
+            continue
+        if isinstance(target, Absent):
+            if not target.expected:
+                print(f"skipped: {target.library} {target.device} ({target.reason})", file=sys.stderr)
             results += run(target)
-        else:
-            results += run(CONTROLS[args.control](target))
+            continue
+        if target.note:
+            print(f"note: {target.name}: {target.note}", file=sys.stderr)
+        checked = CONTROLS[args.control](target) if args.control else target
+        broke |= checked is not target
+        results += run(checked)
+    if not broke:
+        parser.error(f"--control {args.control}: nothing that is here has the path that it breaks")
 
     if args.json:
         print(json.dumps([_as_dict(result) for result in results], indent=1))
     else:
         _print_table(results, args.verbose)
+        if args.verbose:
+            _print_paths(results)
     if args.plot:
         from zeta.picture import draw_parity
 
@@ -166,7 +187,8 @@ def parity(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 def _as_dict(result: "Result") -> dict[str, object]:
     error = result.error if isfinite(result.error) else None  # JSON has no infinity
-    return {**result._asdict(), "error": error, "ok": result.ok}
+    values = result._asdict() | {"error": error}
+    return values | {"ok": result.ok, "paths": values.pop("paths")}
 
 
 def _print_table(results: "list[Result]", verbose: bool) -> None:
@@ -192,9 +214,35 @@ def _print_table(results: "list[Result]", verbose: bool) -> None:
     )
 
 
+def _print_paths(results: "list[Result]") -> None:
+    """How many checks went through each path: of Newton-Schulz + of the optimizers' steps."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from zeta.paths import PATHS
+
+    table = Table("backend", "device", "dtype", box=box.SIMPLE_HEAD, pad_edge=False)
+    for path in PATHS:
+        table.add_column(path, justify="right", no_wrap=True)
+    for labels, alike in groupby(results, lambda result: result[:3]):
+        checks = list(alike)
+        table.add_row(*labels, *(_count([r for r in checks if path in r.paths]) for path in PATHS))
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print("Checks through each path, of Newton-Schulz + of ten steps (bench/README.md tells the paths):")
+    console.print(table)
+
+
+def _count(checks: "list[Result]") -> str:
+    """Blank for a path that a target does not have; one that it has and no check took is in its failed check."""
+    taken = [r for r in checks if r.family != "paths"]
+    steps = sum("step" in r.family for r in taken)
+    return f"{len(taken) - steps}+{steps}" if taken else "[bold red]0" if checks else ""
+
+
 def _families(results: "Iterable[Result]") -> "list[tuple[Result, str]]":
     """The worst result of each family, with a label that says how many there are."""
-    families = [list(alike) for _, alike in groupby(results, lambda result: result.check.split(":")[0])]
+    families = [list(alike) for _, alike in groupby(results, lambda result: result.family)]
     rows = []
     for family in families:
         worst = max(family, key=lambda r: (not r.ok, r.error / r.bound if r.bound else r.error))

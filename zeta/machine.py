@@ -7,19 +7,30 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from zeta import adamw, core
-from zeta.core import Array, Coefficients, Hyper, Orthogonalize
+from zeta import adamw, core, family
+from zeta.core import Array, Coefficients, Hyper, Orthogonalize, Rule
+from zeta.paths import replaced
 from zeta.routing import route
 
 Arrays = dict[str, Array]  # a parameter's dotted path -> its NumPy array in float64
-Steps = Callable[[Arrays, list[Arrays], Hyper, Coefficients], Arrays]  # the parameters after one step a gradient
+# (the class's name, parameters, gradients of each step, ...) -> the parameters after them
+Steps = Callable[[str, Arrays, list[Arrays], Hyper, Coefficients], Arrays]
+RULES: dict[str, Rule] = {  # by the name of their class in the libraries that have one
+    "Eta": family.eta,
+    "Muon": family.muon,
+    "NorMuon": family.normuon,
+    "AdaMuon": family.adamuon,
+    "Zeta": family.zeta,
+}
+FORMS = ("direct", "gram", "restart", "1xn", "batch", "adamw")  # the paths that every backend has
 
 
 @dataclass(frozen=True)
@@ -34,8 +45,14 @@ class Target:
     numpy: Callable[[Array], Array]  # back to NumPy float64
     used: Callable[[Array], str]  # the device that really made this array
     newton_schulz: Callable[[Array, Coefficients], Array]
-    steps: Steps | None = None  # the library's optimizer class; None where the library has only the core
+    steps: Steps | None = None  # the library's optimizer classes; None where the library has only the core
     scope: Callable[[], AbstractContextManager[object]] = nullcontext  # all of the above run inside it
+    paths: tuple[str, ...] = ("core", "adamw")  # those of `zeta.paths.PATHS` that it has
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # the smallest that takes a path of this device
+    products: Any = None  # the backend's module of products
+    rules: dict[str, Rule] = field(default_factory=lambda: RULES)
+    chosen: str = ""  # what "auto" is here
+    note: str = ""  # what a training run here would do otherwise than the checks
 
     @property
     def name(self) -> str:
@@ -71,26 +88,44 @@ def targets() -> Iterator[Target | Absent]:
 
 
 def pure_steps(
-    target: Target, params: Arrays, grads: list[Arrays], hyper: Hyper, orthogonalize: Orthogonalize | None
+    target: Target,
+    params: Arrays,
+    grads: list[Arrays],
+    hyper: Hyper,
+    orthogonalize: Orthogonalize | None,
+    name: str = "Zeta",
 ) -> Arrays:
-    """The parameters after one pure `update` for each of `grads`, parameter by parameter, on the target's arrays."""
-    after = {}
-    for name, param in params.items():
-        matrices = route(name, param.shape).matrices
+    """The parameters after one pure `update` for each of `grads` that they are in, on the target's arrays."""
+    rule, after = target.rules[name], {}
+    for path, param in params.items():
+        matrices = route(path, param.shape).matrices
         w = target.wide(param.reshape(matrices or param.shape))
-        state = core.init(w) if matrices else adamw.init(w)
-        for g in (target.wide(grad[name].reshape(w.shape)) for grad in grads):
-            step = core.update(g, state, w, hyper, orthogonalize) if matrices else adamw.update(g, state, w, hyper)
+        state = rule.init(w) if matrices else adamw.init(w)
+        for g in (target.wide(grad[path].reshape(w.shape)) for grad in grads if path in grad):
+            step = rule.update(g, state, w, hyper, orthogonalize) if matrices else adamw.update(g, state, w, hyper)
             w, state = step
-        after[name] = target.numpy(w).reshape(param.shape)
+        after[path] = target.numpy(w).reshape(param.shape)
     return after
+
+
+def steps_of(target: Target) -> Steps:
+    """The library's classes; where it has none the rules, around the target's Newton-Schulz."""
+
+    def steps(name: str, params: Arrays, grads: list[Arrays], hyper: Hyper, coefficients: Coefficients) -> Arrays:
+        return pure_steps(target, params, grads, hyper, lambda x: target.newton_schulz(x, coefficients), name)
+
+    return target.steps or steps
 
 
 def numpy_target(dtype: str) -> Target:
     def array(x: Array) -> Array:
         return x.astype(dtype)
 
-    return Target("numpy", "cpu", dtype, array, array, np.float64, lambda x: str(x.device), core.newton_schulz)
+    return Target("numpy", "cpu", dtype, array, array, np.float64, lambda x: str(x.device), _core_newton_schulz)
+
+
+def _core_newton_schulz(x: Array, coefficients: Coefficients) -> Array:
+    return core.newton_schulz(x, coefficients)  # looked up here, where `zeta.paths` may watch it
 
 
 def _array_api_strict(dtype: str) -> Target:
@@ -105,13 +140,13 @@ def _array_api_strict(dtype: str) -> Target:
     def numpy(x: Array) -> Array:
         return np.from_dlpack(x).astype("float64")
 
-    return Target("array_api_strict", "cpu", dtype, array, array, numpy, used, core.newton_schulz)
+    return Target("array_api_strict", "cpu", dtype, array, array, numpy, used, _core_newton_schulz)
 
 
 def _torch() -> Iterator[Target | Absent]:
     import torch
 
-    yield from (_torch_target("cpu", dtype) for dtype in ("float64", "float32", "bfloat16", "auto"))
+    yield from (_torch_target("cpu", dtype) for dtype in ("float64", "float32", "float16", "bfloat16", "auto"))
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     nvidia = Path("/proc/driver/nvidia/version").exists()
     for device, expected in (("cuda", nvidia), ("mps", _apple())):
@@ -128,25 +163,45 @@ def _torch_target(device: str, dtype: str) -> Target:
     import torch
 
     from zeta.backends import torch as backend
+    from zeta.backends import torch_newton_schulz as products
 
     ns_dtype = None if dtype == "auto" else getattr(torch, dtype)
     state_dtype = torch.promote_types(ns_dtype or torch.float32, torch.float32)
+    sizes = {} if dtype in ("float32", "auto") else SMALL
+    block, cache = (sizes.get(name, getattr(products, name)) for name in ("BLOCK", "CACHE_BYTES"))
 
     def tensor(x: Array, dtype: Array = state_dtype) -> Array:
         return torch.tensor(x, dtype=dtype, device=device)
 
-    def steps(params: Arrays, grads: list[Arrays], hyper: Hyper, coefficients: Coefficients) -> Arrays:
-        tensors = {name: torch.nn.Parameter(tensor(p)) for name, p in params.items()}
-        optimizer = backend.Zeta(tensors.items(), **vars(hyper), coefficients=coefficients, ns_dtype=ns_dtype)
+    def steps(name: str, params: Arrays, grads: list[Arrays], hyper: Hyper, coefficients: Coefficients) -> Arrays:
+        tensors = {path: torch.nn.Parameter(tensor(p)) for path, p in params.items()}
+        kind = getattr(backend, name)
+        optimizer = kind(tensors.items(), **vars(hyper), coefficients=coefficients, ns_dtype=ns_dtype)
         for grad in grads:
-            for name, p in tensors.items():
-                p.grad = tensor(grad[name])
+            for path, p in tensors.items():
+                p.grad = tensor(grad[path]) if path in grad else None
             optimizer.step()
-        return {name: numpy(p) for name, p in tensors.items()}
+        return {path: numpy(p) for path, p in tensors.items()}
 
     def numpy(x: Array) -> Array:
         return x.detach().cpu().double().numpy()
 
+    @contextmanager
+    def scope() -> Iterator[None]:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with replaced(products, **sizes):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    if device == "cpu":
+        stack = (cache // 2048, 16, 64) if sizes else (cache // 32768, 64, 256)
+        shapes = {"blocks": (2 * block, 2 * block), "parts": stack}
+    elif device == "cuda" and dtype != "float32" and products._has_kernel(torch.device(device)):
+        shapes = {"kernel": (products.KERNEL_ROWS, products.KERNEL_ROWS)}
     return Target(
         "torch",
         device,
@@ -157,17 +212,56 @@ def _torch_target(device: str, dtype: str) -> Target:
         used=lambda x: str(x.device.type),
         newton_schulz=lambda x, coefficients: backend.newton_schulz(x, coefficients, ns_dtype),
         steps=steps,
+        scope=scope,
+        paths=(*FORMS, *shapes, *core_path(dtype)),
+        shapes=shapes,
+        products=products,
+        chosen=str(products.working_dtype(tensor(np.zeros(1)))).split(".")[-1] if dtype == "auto" else "",
+        note=precision_note(torch.get_float32_matmul_precision()) if dtype == "float32" else "",
+    )
+
+
+# Where a CPU's blocks and parts begin while float64, float16 and bfloat16 are checked, for which a CPU may be slow: in
+# bfloat16 without units for it, 512 rows take seconds. float32 and "auto" are checked with the sizes of training.
+SMALL = {"BLOCK": 64, "CACHE_BYTES": 1 << 14}
+
+
+def core_path(dtype: str) -> tuple[str, ...]:
+    """The core serves what has a backend, too, but is checked there only in the precisions of moments."""
+    return ("core",) if dtype in ("float64", "float32") else ()
+
+
+def precision_note(given: str) -> str:
+    """For torch.get_float32_matmul_precision(), as a process here starts with it."""
+    if given == "highest":
+        return ""
+    return (
+        f"checked with float32 products in full, but torch.get_float32_matmul_precision() is {given!r} here, so that "
+        "training rounds them to fewer bits: call torch.set_float32_matmul_precision('highest') to train as checked"
+    )
+
+
+def tf32_note(given: str | None) -> str:
+    """For the environment's MLX_ENABLE_TF32, where MLX has a GPU."""
+    if given == "0":
+        return ""
+    return (
+        f"checked with MLX_ENABLE_TF32=0, but it is {'not set' if given is None else given} here, so that on CUDA and "
+        "M5 training rounds float32 products to 10 bits: set it to 0 to train as checked"
     )
 
 
 def _mlx() -> Iterator[Target | Absent]:
+    given = os.environ.get("MLX_ENABLE_TF32")
     if "mlx.core" not in sys.modules:
         os.environ["MLX_ENABLE_TF32"] = "0"  # else float32 products are rounded to 10 bits on CUDA and M5 (MLX 0.32)
     import mlx.core as mx
 
     yield from (_mlx_target("cpu", dtype) for dtype in ("float32", "float16", "bfloat16", "auto"))
     if mx.is_available(mx.gpu):
-        yield from (_mlx_target("gpu", dtype) for dtype in ("float32", "float16", "bfloat16", "auto"))
+        notes = {"float32": tf32_note(given)}
+        for dtype in ("float32", "float16", "bfloat16", "auto"):
+            yield replace(_mlx_target("gpu", dtype), note=notes.get(dtype, ""))
     else:
         why = "this is an Apple machine, but MLX would run on its CPU" if _apple() else "none that this MLX can use"
         yield Absent("mlx", "gpu", why, _apple())
@@ -178,6 +272,7 @@ def _mlx_target(device: str, dtype: str) -> Target:
     from mlx.utils import tree_flatten, tree_unflatten
 
     from zeta.backends import mlx as backend
+    from zeta.backends import mlx_newton_schulz as products
 
     ns_dtype = None if dtype == "auto" else getattr(mx, dtype)
     outside = mx.default_device()  # where a user's arrays go, which on a machine with a GPU should be there
@@ -185,19 +280,27 @@ def _mlx_target(device: str, dtype: str) -> Target:
     def array(x: Array, dtype: Array = mx.float32) -> Array:
         return mx.array(x.astype("float32")).astype(dtype)
 
-    def steps(params: Arrays, grads: list[Arrays], hyper: Hyper, coefficients: Coefficients) -> Arrays:
-        optimizer = backend.Zeta(
-            hyper.lr, hyper.betas, hyper.eps, hyper.weight_decay, coefficients=coefficients, ns_dtype=ns_dtype
-        )
-        tree = tree_unflatten([(name, array(p)) for name, p in params.items()])
+    def steps(name: str, params: Arrays, grads: list[Arrays], hyper: Hyper, coefficients: Coefficients) -> Arrays:
+        optimizer = getattr(backend, name)(*vars(hyper).values(), coefficients=coefficients, ns_dtype=ns_dtype)
+        flat = {path: array(p) for path, p in params.items()}
         for grad in grads:
-            tree = optimizer.apply_gradients(tree_unflatten([(name, array(g)) for name, g in grad.items()]), tree)
-            mx.eval(tree, optimizer.state)
-        return {name: numpy(p) for name, p in dict(tree_flatten(tree)).items()}
+            gradients = tree_unflatten([(path, array(g)) for path, g in grad.items()])
+            after = optimizer.apply_gradients(gradients, tree_unflatten(list(flat.items())))
+            flat |= dict(tree_flatten(after))
+            mx.eval(flat, optimizer.state)
+        return {path: numpy(p) for path, p in flat.items()}
 
     def numpy(x: Array) -> Array:
         return np.array(x.astype(mx.float32)).astype("float64")
 
+    def scope() -> AbstractContextManager[object]:
+        return mx.stream(mx.Device(getattr(mx, device)))
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    if device == "cpu":
+        shapes["blocks"] = (2 * products.BLOCK, 2 * products.BLOCK)
+    with scope():
+        chosen = str(products.working_dtype(mx.zeros(1))).split(".")[-1]
     return Target(
         "mlx",
         device,
@@ -208,7 +311,11 @@ def _mlx_target(device: str, dtype: str) -> Target:
         used=lambda _: _mlx_device(outside if device == "gpu" else mx.default_device()),  # an array does not tell
         newton_schulz=lambda x, coefficients: backend.newton_schulz(x, coefficients, ns_dtype),
         steps=steps,
-        scope=lambda: mx.stream(mx.Device(getattr(mx, device))),
+        scope=scope,
+        paths=(*FORMS, *shapes, *core_path(dtype)),
+        shapes=shapes,
+        products=products,
+        chosen=chosen if dtype == "auto" else "",
     )
 
 

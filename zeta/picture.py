@@ -10,7 +10,7 @@ from zeta.parity import Result
 
 PANELS = {  # title -> families of checks
     "Newton-Schulz": ("newton-schulz", "coefficients"),
-    "ten optimizer steps": ("step", "class = update"),
+    "ten optimizer steps": ("step",),
     "core, and invariances": ("core", "invariance"),
 }
 INK, GRID, WRONG = "#22223b", "#e6e6ee", "#c1121f"
