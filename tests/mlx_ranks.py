@@ -156,7 +156,9 @@ def main(folder):
     group = mx.distributed.init(strict=True, backend="ring")
     found = {"steps": ten_steps(group), "work": {"flops": np.array(work(group))}, "zeta": training()}
     found |= {f"family {kind}": family_steps(kind, group) for kind in KINDS}
-    found |= {f"half {kind}": family_steps(kind, group, mx.bfloat16) for kind in ("Zeta", "Eta", "NorMuon")}
+    for half in ("bfloat16", "float16"):
+        steps = {kind: family_steps(kind, group, getattr(mx, half)) for kind in ("Zeta", "Eta", "NorMuon")}
+        found |= {f"{half} {kind}": arrays for kind, arrays in steps.items()}
     if group.size() == 2:  # more would take turns on two cores
         found |= {"messages": many_messages(group), "several": several_optimizers(group)}
         found |= {"adamw": training("adamw"), "muon": training("muon")}

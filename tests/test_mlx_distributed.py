@@ -107,10 +107,11 @@ def test_every_class_equals_one_process(ranks, kind):
 
 
 @pytest.mark.parametrize("kind", ["Zeta", "Eta", "NorMuon"])
-def test_in_bfloat16_products_too(ranks, kind):
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+def test_in_half_precision_too(ranks, half, kind):
     """An owner multiplies what one process multiplies, and what it sends has the products' dtype already."""
-    want = mlx_ranks.family_steps(kind, dtype=mx.bfloat16)
-    assert_same_family(ranks[0][f"half {kind}"], want, TOLERANCE["bfloat16"].step)
+    want = mlx_ranks.family_steps(kind, dtype=getattr(mx, half))
+    assert_same_family(ranks[0][f"{half} {kind}"], want, TOLERANCE[half].step)
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
