@@ -7,6 +7,7 @@ import os
 import runpy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,16 +30,21 @@ if TOLD not in os.environ.get("PYTHONPATH", ""):  # not in a child process, wher
 def default(dtype: str) -> Iterator[None]:
     """Inside, what is given no `ns_dtype` is multiplied, on this CPU, as where `dtype` is the default."""
     with ExitStack() as stack:
-        for library, modules in CHOOSERS.items():
-            if not find_spec(library.partition(".")[0]):
+        for name, files in CHOOSERS.items():
+            if not find_spec(name.partition(".")[0]):
                 continue
-            for module in (import_module(f"zeta.backends.{name}") for name in modules):
-                if dtype == "float16":
-                    half = import_module(library).float16
-                    stack.enter_context(patch.object(module, "working_dtype", lambda x, half=half: half))
-                elif library == "torch":
+            library = import_module(name)
+            for module in (import_module(f"zeta.backends.{file}") for file in files):
+                if name == "torch" and dtype != "float16":
                     stack.enter_context(patch.object(module, "CPU_HAS_BFLOAT16", dtype == "bfloat16"))
+                elif dtype == "float16" or library.default_device() == library.gpu:  # MLX has no bfloat16 by default
+                    chosen = library.float16 if dtype == "float16" else library.float32
+                    stack.enter_context(patch.object(module, "working_dtype", partial(_unless_wide, chosen)))
         yield
+
+
+def _unless_wide(dtype: Any, x: Any) -> Any:
+    return x.dtype if "float64" in str(x.dtype) else dtype
 
 
 def environment(dtype: str, *folders: Any) -> dict[str, str]:
