@@ -1,14 +1,13 @@
 """AdamW for the parameters that are no matrices: torch's own, for any dtype, layout and place."""
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw as torch_adamw
 
-from .torch_places import gradient, mine
-from .torch_state import Places, round_back, widen
+from .torch_places import Place, gradient, mine
+from .torch_state import round_back, widen
 
 
 class Part(NamedTuple):
@@ -22,15 +21,11 @@ class Part(NamedTuple):
     remainder: Tensor | None
 
 
-def parts(params: Iterable[Tensor], states: Any, place: Places) -> list[Part]:
-    """What this rank keeps of the parameters, which have gradients."""
-    result = []
-    for p in params:
-        state, at = states[p], place(p)
-        rest = mine(state["remainder"], at) if "remainder" in state else None
-        m, v = (mine(state[key], at) for key in ("exp_avg", "exp_avg_sq"))
-        result.append(Part(mine(p, at), mine(gradient(p), at), m, v, state["step"], rest))
-    return result
+def part(p: Tensor, state: dict[str, Tensor], place: Place | None) -> Part:
+    """What this rank keeps of a parameter, which has a gradient."""
+    rest = mine(state["remainder"], place) if "remainder" in state else None
+    m, v = (mine(state[key], place) for key in ("exp_avg", "exp_avg_sq"))
+    return Part(mine(p, place), mine(gradient(p), place), m, v, state["step"], rest)
 
 
 def adamw(own: list[Part], group: dict[str, Any]) -> None:

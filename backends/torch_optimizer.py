@@ -16,7 +16,7 @@ from zeta.layout import Route, batches
 from zeta.steps import Steps, chosen
 
 from . import torch_step
-from .torch_adamw import Part, adamw, parts
+from .torch_adamw import Part, adamw, part
 from .torch_groups import check_gradients, check_group, check_values, group_routes, word
 from .torch_places import Place
 from .torch_ranks import Ranks
@@ -167,29 +167,35 @@ class Zeta(torch.optim.Optimizer):
         if not torch.compiler.is_compiling():  # which could not trace them
             for group in self.param_groups:
                 self._check(group)
-        shared = self._ranks.share(p for group in self.param_groups for p in group["params"])
         # torch.compile, torch 2.13, takes neither writes to views of DTensors nor asynchronous collectives. A decorator
         # would import the compiler, two seconds, for those who need no optimizer.
         untraced: Callable[..., Any] = torch.compiler.disable
-        prepared = untraced(self._prepare_on_ranks)() if shared else self._prepare()
+        prepared = untraced(self._prepare_on_ranks)() if self._ranks.shared else self._prepare()
         for group, (routes, vectors) in zip(self.param_groups, prepared, strict=True):
             adamw(vectors, group)
-            rule, kinds = self.rule_of(group), {p: (p.dtype, p.device) for p in routes if self.place(p) is None}
-            for batch in batches({p: (routes[p], kind) for p, kind in kinds.items()}):
+            rule = self.rule_of(group)
+            for batch in batches({p: (r, (p.dtype, p.device)) for p, r in routes.items()}):
                 torch_step.step(rule, self.state, group, batch, routes)
-        if shared:
+        if self._ranks.shared:
             untraced(self._exchange)()
         return loss
 
     def _prepare(self) -> list[tuple[dict[Tensor, Route], list[Part]]]:
-        """({matrix: route}, what AdamW steps) of each group, of parameters with gradients, all of which have state."""
+        """({matrix that nobody else knows of: route}, what AdamW steps) of each group, of all that have gradients.
+
+        Gives them state where they have none.
+        """
         result = []
         for group in self.param_groups:
-            routes = _routes(group)
-            for p, r in routes.items():
-                prepare(self.state[p], p, r, self.rule.keeps, self.place(p))
-            vectors = parts([p for p, r in routes.items() if r.treatment == "adamw"], self.state, self.place)
-            result.append(({p: r for p, r in routes.items() if r.treatment == "zeta"}, vectors))
+            alone, vectors = dict[Tensor, Route](), list[Part]()
+            for p, r in _routes(group).items():
+                state, place = self.state[p], self.place(p)
+                prepare(state, p, r, self.rule.keeps, place)
+                if r.treatment == "adamw":
+                    vectors.append(part(p, state, place))
+                elif place is None:
+                    alone[p] = r
+            result.append((alone, vectors))
         return result
 
     def _prepare_on_ranks(self) -> list[tuple[dict[Tensor, Route], list[Part]]]:

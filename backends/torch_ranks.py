@@ -36,22 +36,22 @@ class Ranks:
         check_dtype("comm_dtype", comm_dtype)
         self.group, self.shard, self.comm_dtype = group, shard, dtype_of(comm_dtype)
         self._places: dict[Tensor, Place | None] = {}  # keeps them alive: whatever else is known by id stays theirs
+        self.shared = False  # whether other ranks know of any of them
         self._plans: dict[Any, list[list[Task]]] = {}
         self._digests: dict[Any, int] = {}  # of parameters that all ranks have described alike
 
     def place(self, p: Tensor) -> Place | None:
-        if p not in self._places:
-            self._places[p] = find_place(p, self.group, self.shard)
-        return self._places[p]
+        try:
+            return self._places[p]
+        except KeyError:
+            self._places[p] = place = find_place(p, self.group, self.shard)
+            self.shared |= place is not None
+            return place
 
     def parted(self, p: Tensor) -> bool:
         """Whether the ranks keep the state of parts of p, which they all have whole."""
         place = self.place(p)
         return place is not None and not hasattr(p, "device_mesh") and place.parted()
-
-    def share(self, params: Iterable[Tensor]) -> bool:
-        """Whether other ranks know of any of these parameters."""
-        return any(self.place(p) is not None for p in params)
 
     def by_group(self, params: Iterable[Tensor]) -> dict[Any, dict[Tensor, Place]]:
         """{process group: {parameter: place}}, in an order of groups that is the same on all ranks, or they would wait
