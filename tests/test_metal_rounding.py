@@ -98,18 +98,10 @@ def plain(monkeypatch):
 
 
 def on(library, dtype):
-    """The parity target of this library's CPU; torch's CPU has none for float16."""
+    """The parity target of this library's CPU, without the blocks that a GPU does not have."""
     known = {target.name: target for target in FOUND if hasattr(target, "dtype")}
-    if f"{library} cpu {dtype}" in known:
-        return known[f"{library} cpu {dtype}"]
-    half = getattr(torch, dtype)
-    return replace(
-        known[f"{library} cpu bfloat16"],
-        dtype=dtype,
-        array=lambda x: torch.tensor(x, dtype=half),
-        newton_schulz=lambda x, steps: torch_newton_schulz.newton_schulz(x, steps, half),
-        steps=None,
-    )
+    target = known[f"{library} cpu {dtype}"]
+    return replace(target, paths=tuple(path for path in target.paths if path != "blocks"))
 
 
 def ratios(comparisons):
@@ -135,7 +127,8 @@ def test_all_coefficients_hold_on_all_inputs(library, gpu, name, dtype, request,
 @HALF
 def test_the_optimizer_holds_on_metal(metal, dtype):
     results = list(parity.run(on("mlx", dtype)))
-    assert any(result.check.startswith("step") for result in results) and all(result.ok for result in results)
+    assert any(result.check.startswith("step") for result in results)
+    assert [result for result in results if not result.ok] == []
 
 
 @HALF
