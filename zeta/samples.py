@@ -87,7 +87,7 @@ PARAMETERS: dict[str, tuple[int, ...]] = {
     "layers.0.wide.weight": (48, 80),
     "layers.0.tall.weight": (96, 48),
     "layers.1.wide.weight": (48, 80),  # goes in one batch with the first
-    "layers.0.long.weight": (64, 256),
+    "layers.0.long.weight": (32, 128),
     "layers.0.conv.weight": (16, 8, 3, 3),
     "layers.0.experts.up.weight": (4, 24, 40),
     "layers.0.norm.weight": (64,),
@@ -106,7 +106,7 @@ FURTHER: dict[str, tuple[int, ...]] = {  # for the parity suite alone
 def gradient_steps(shape: tuple[int, ...]) -> Sequence[int]:
     """In which of the ten steps a parameter has a gradient: in few where a step takes long."""
     size = prod(shape)
-    return range(10) if size < 20_000 else (2, 7) if size < 200_000 else (2,)
+    return range(10) if size < 10_000 else (2, 7) if size < 200_000 else (2,)
 
 
 def parameters(target: Target) -> dict[str, tuple[int, ...]]:
