@@ -187,7 +187,8 @@ class Zeta(torch.optim.Optimizer):
         """
         result = []
         for group in self.param_groups:
-            alone, vectors = dict[Tensor, Route](), list[Part]()
+            alone: dict[Tensor, Route] = {}
+            vectors: list[Part] = []
             for p, r in _routes(group).items():
                 state, place = self.state[p], self.place(p)
                 prepare(state, p, r, self.rule.keeps, place)
