@@ -8,6 +8,7 @@ from torch import Tensor
 
 from zeta.core import Hyper, Rule, flat_axes
 from zeta.layout import Route, piece
+from zeta.stages import per_row
 from zeta.storage import part, viewed
 
 from .torch_groups import dtype_of
@@ -27,7 +28,9 @@ def step(rule: Rule, states: Any, options: dict[str, Any], batch: Batch, routes:
     g = stack([piece(p.grad, routes[p], i) for p, i in batch], shapes).to(wide)
     if options["maximize"]:
         g.neg_()
-    sums = {key: getattr(InPlace, stage)(g, flat_axes(shape)) for key, (stage, shape) in rule.summed.items()}
+    sums = {key: getattr(InPlace, stage)(g, flat_axes(shape)) for key, (stage, shape) in rule.sums.items()}
+    rows = [sums[key] for key, wish in rule.sums.items() if wish == ("nonzero_count", per_row)]
+    sums["moved"] = rows[0].amax(-2, keepdim=True) if rows else InPlace.nonzero_count(g, (-2, -1))
     local(rule, unstack(g, params), {key: kept[key] for key in kept if key not in rule.carried}, hyper)
     carried = {k: stack(kept[k], [viewed(rule.keeps[k], shape) for shape in shapes]) for k in rule.carried}
     u, carried = whole(rule, g, sums, carried, options, hyper)
