@@ -1,8 +1,6 @@
 """Every class on ranks of torch.distributed: however the parameters lie on them, ten steps are those of one process."""
 
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +10,7 @@ torch = pytest.importorskip("torch")
 import communication  # noqa: E402
 import family_ranks  # noqa: E402
 from family_ranks import HALF, KINDS, ONE, RATE, alone, by_default, start  # noqa: E402
-from killed_runs import context  # noqa: E402
-from torch.multiprocessing import start_processes  # noqa: E402
+from started_ranks import Results  # noqa: E402
 
 from zeta.parity import TOLERANCE, relative_error  # noqa: E402
 from zeta.stages import entries  # noqa: E402
@@ -27,24 +24,9 @@ PRODUCTS = {"default True, rows": "bfloat16", "float16, rows": "float16"}  # on 
 CASES += [(4, name) for name in ("rows", "copies, state in parts", "copies of rows", "one matrix")]
 
 
-class Results:
-    """{arrangement: arrays} of each rank, given their number, which is started once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.of_ranks = folder, {}
-        context()  # where ranks start with torch in place
-
-    def __call__(self, ranks: int) -> list[dict[str, Any]]:
-        if ranks not in self.of_ranks:
-            start_processes(family_ranks.main, (ranks, str(self.folder)), nprocs=ranks, start_method="forkserver")
-            files = [self.folder / f"{ranks}-{rank}.pt" for rank in range(ranks)]
-            self.of_ranks[ranks] = [torch.load(file, weights_only=False) for file in files]
-        return self.of_ranks[ranks]
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return Results(tmp_path_factory.mktemp("ranks"))
+    return Results(family_ranks.main, tmp_path_factory.mktemp("ranks"))
 
 
 @cache

@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -11,8 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import torch_ranks  # noqa: E402
-from killed_runs import context  # noqa: E402
-from torch.multiprocessing import start_processes  # noqa: E402
+from started_ranks import Results  # noqa: E402
 from torch_ranks import Model, mlp, optimizer, read, start, taking_turns, train, train_mlp  # noqa: E402
 
 from zeta import checkpoint, cli  # noqa: E402
@@ -31,24 +29,9 @@ CASES += [(1, "half precision"), (2, "experts"), (4, "experts"), (4, "rows, twic
 CASES += [(2, name) for name in [*MORE_ROWS, *COPIES, *HALF]]
 
 
-class Results:
-    """{arrangement: arrays} of each rank, given their number, which is started once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.found = folder, {}
-        context()  # where ranks start with torch in place
-
-    def __call__(self, ranks: int) -> list[dict[str, Any]]:
-        if ranks not in self.found:
-            start_processes(torch_ranks.main, (ranks, str(self.folder)), nprocs=ranks, start_method="forkserver")
-            files = [self.folder / f"{ranks}-{rank}.pt" for rank in range(ranks)]
-            self.found[ranks] = [torch.load(file, weights_only=False) for file in files]
-        return self.found[ranks]
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return Results(tmp_path_factory.mktemp("ranks"))
+    return Results(torch_ranks.main, tmp_path_factory.mktemp("ranks"))
 
 
 def one_process(name: str) -> dict[str, np.ndarray]:
