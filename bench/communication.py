@@ -1,7 +1,7 @@
 """What a step costs each rank: bytes sent, operations of Newton-Schulz, and how even they are.
 
 Beside it the plain way: every rank gathers every whitened matrix and orthogonalises all of them. The numbers follow
-from `zeta.sharing`, which the optimizers obey; `--check` counts them in real runs of two and four ranks. Zeta stands
+from `zeta.sharding`, which the optimizers obey; `--check` counts them in real runs of two and four ranks. Zeta stands
 for rules that send x and u alone, Eta for those that need sums, NorMuon for those whose second half has state.
 """
 
@@ -19,9 +19,9 @@ from measure import show
 import zeta
 from zeta import family
 from zeta.core import Rule
-from zeta.forms import flops
-from zeta.layout import Route, shapes
-from zeta.sharing import Box, Held, held, plan, sent, size
+from zeta.newton_schulz_forms import flops
+from zeta.routing.layout import Route, shapes
+from zeta.sharding import Box, Held, held, plan, sent, size
 from zeta.storage import stored
 
 Shapes = dict[str, tuple[int, ...]]

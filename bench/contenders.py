@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import tasks  # first: it puts examples/ on the path
 import torch
-from loop import learning_rate
 from torch import nn
+from trainer.loop import learning_rate
 
 from zeta import core, family, preconditioned
 from zeta.backends.torch import Zeta, param_groups

@@ -14,7 +14,7 @@ from measure import SLOW, arguments, medians, plot, show, timed, torch_peak
 from safetensors.numpy import load_file
 
 import zeta
-from zeta.parity import spectral_polynomial
+from zeta.parity.checks import spectral_polynomial
 
 JORDAN = zeta.COEFFICIENTS["jordan"]
 SHAPES = {  # (count, rows, cols)
@@ -97,7 +97,7 @@ class Torch:
         return torch_peak(run, self.name)
 
     def matmul_rate(self) -> float:
-        from zeta.backends.torch_newton_schulz import working_dtype
+        from zeta.backends.torch.orthogonalize import working_dtype
 
         x = self.torch.randn(2048, 2048, device=self.name)
         x = x.to(working_dtype(x))

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from zeta.coefficients import LONG, auto_coefficients, polynomial
 from zeta.core import COEFFICIENTS, Coefficients
-from zeta.forms import flops
-from zeta.steps import LONG, auto_coefficients, polynomial
+from zeta.newton_schulz_forms import flops
 
 JORDAN = COEFFICIENTS["jordan"]
 SETS: dict[str, Coefficients] = {

@@ -16,7 +16,7 @@ from newton_schulz import muon_float32
 
 import zeta
 from zeta import adamw
-from zeta.layout import batches
+from zeta.routing.layout import batches
 
 HYPER = zeta.Hyper()
 VIEWS = "alias mT promote_types reshape select slice split split_with_sizes to transpose unsqueeze view"

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))  # whose files import one another by name
 
-import model
-import text
-from on_torch import FUSED, Layer, Net
+from trainer import model, text
+from trainer.on_torch import FUSED, Layer, Net
 
 BATCH, CONTEXT, WINDOWS = 4, 96, 64
 EXPERTS, CHOSEN = 4, 2

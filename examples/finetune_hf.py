@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import text
 import torch
 from accelerate import Accelerator, skip_first_batches
 from torch.utils.data import DataLoader
+from trainer import text
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-import journal
 import matplotlib
 import numpy as np
+from trainer import journal
 
 matplotlib.use("agg")
 from matplotlib.figure import Figure

@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-import model
 import numpy as np
-import settings
-import text
-import tokens
-from loop import FILE, Loop
+from trainer import model, settings, text, tokens
+from trainer.loop import FILE, Loop
 
 import zeta
 from zeta import checkpoint
@@ -111,12 +108,12 @@ def choose_folder(given: dict[str, Any]) -> Path:
 def make_trainer(library: str, config: model.Config, s: dict[str, Any]) -> Any:
     names = {name: s[name] for name in ("optimizer", "weight_decay", "betas", "dtype", "device")}
     if library == "mlx":
-        from on_mlx import Trainer
+        from trainer.on_mlx import Trainer
 
         if "fsdp" in s:
             raise ValueError("MLX shares no model out: leave --fsdp out, or choose --backend torch")
     else:
-        from on_torch import Trainer  # type: ignore[assignment]
+        from trainer.on_torch import Trainer  # type: ignore[assignment]
 
         names["fsdp"] = "fsdp" in s
     return Trainer(config, model.init(config, s["seed"]), **names)

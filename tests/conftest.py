@@ -7,7 +7,7 @@ import os
 import sys
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the matrices are small, and pytest-xdist already uses every core
-os.environ["MLX_ENABLE_TF32"] = "0"  # before MLX is imported: see zeta/machine.py
+os.environ["MLX_ENABLE_TF32"] = "0"  # before MLX is imported: see zeta/parity/targets.py
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,8 +19,8 @@ import numpy as np
 import precision  # before torch: see ZETA_TEST_BFLOAT16
 import pytest
 
-from zeta.machine import Absent, targets
-from zeta.parity import TOLERANCE
+from zeta.parity.checks import TOLERANCE
+from zeta.parity.targets import Absent, targets
 
 FOUND = list(targets())
 INSTALLED_IN_CI = {("numpy", "cpu"), ("array_api_strict", "cpu"), ("torch", "cpu"), ("mlx", "cpu")}

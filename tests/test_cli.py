@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from zeta import cli, machine
-from zeta.machine import Absent, Target, numpy_target
+from zeta import cli
+from zeta.parity import targets as machine
+from zeta.parity.targets import Absent, Target, numpy_target
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_a_control_of_a_path_that_nothing_has_is_refused(only_numpy, capsys):
 
 
 def test_every_control_is_offered(capsys):
-    from zeta.controls import CONTROLS
+    from zeta.parity.mistakes import CONTROLS
 
     with pytest.raises(SystemExit):
         cli.main(["parity", "--help"])

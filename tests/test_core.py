@@ -9,8 +9,8 @@ import pytest
 import zeta
 from zeta import adamw
 from zeta.core import COEFFICIENTS
-from zeta.parity import assert_close, relative_error, spectral_polynomial
-from zeta.samples import gaussian
+from zeta.parity.cases import gaussian
+from zeta.parity.checks import assert_close, relative_error, spectral_polynomial
 
 DEFAULT = zeta.Hyper()
 JORDAN = (3.4445, -4.7750, 2.0315)

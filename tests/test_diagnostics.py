@@ -9,15 +9,16 @@ import numpy as np
 import plot
 import pytest
 import train_lm
-from loop import learning_rate
 from matplotlib.text import Text
+from trainer.loop import learning_rate
 
-from zeta import checkpoint, cli, core, portrait
+from zeta import checkpoint, cli, core
+from zeta.coefficients import polynomial
 from zeta.core import COEFFICIENTS, Hyper
-from zeta.diagnostics import examine, inspect, read_series
-from zeta.evenness import chi_square_tail, evenness
-from zeta.layout import Route
-from zeta.steps import polynomial
+from zeta.routing.layout import Route
+from zeta.whitening import plot as portrait
+from zeta.whitening.measures import examine, inspect, read_series
+from zeta.whitening.uniformity import chi_square_tail, evenness
 
 JORDAN = COEFFICIENTS["jordan"]
 

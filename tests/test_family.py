@@ -10,8 +10,8 @@ from conftest import CONDITION, bound
 import zeta
 from zeta import adamw, core, family, preconditioned
 from zeta.core import COEFFICIENTS, Rule
-from zeta.machine import numpy_target
-from zeta.parity import TOLERANCE, assert_close, relative_error, spectral_polynomial
+from zeta.parity.checks import TOLERANCE, assert_close, relative_error, spectral_polynomial
+from zeta.parity.targets import numpy_target
 from zeta.stages import rank_one
 
 RULES = {name: rule for name, rule in {**vars(family), **vars(preconditioned)}.items() if isinstance(rule, Rule)} | {

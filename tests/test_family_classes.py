@@ -8,8 +8,8 @@ from conftest import TorchRun
 
 import zeta
 from zeta import adamw, family, preconditioned
-from zeta.layout import Route
-from zeta.parity import TOLERANCE, assert_close, relative_error, spectral_polynomial
+from zeta.parity.checks import TOLERANCE, assert_close, relative_error, spectral_polynomial
+from zeta.routing.layout import Route
 from zeta.storage import WRITERS, writers
 
 RULES = {

@@ -14,7 +14,7 @@ import zeta
 from zeta import adamw, family, preconditioned
 from zeta.core import COEFFICIENTS
 from zeta.family import uncut
-from zeta.parity import assert_close, relative_error
+from zeta.parity.checks import assert_close, relative_error
 from zeta.stages import ema, entries, match_rms
 
 LR, BETAS, EPS = 1e-2, (0.95, 0.99), 1e-14  # an eps that is lost beside what it is added to: peers add it elsewhere

@@ -12,7 +12,7 @@ import family_ranks  # noqa: E402
 from family_ranks import HALF, KINDS, ONE, RATE, alone, by_default, start  # noqa: E402
 from started_ranks import Results  # noqa: E402
 
-from zeta.parity import TOLERANCE, relative_error  # noqa: E402
+from zeta.parity.checks import TOLERANCE, relative_error  # noqa: E402
 from zeta.stages import entries  # noqa: E402
 
 BOUND = TOLERANCE["float32"].step  # of the distance moved

@@ -8,7 +8,8 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from zeta import COEFFICIENTS, core, forms
+from zeta import COEFFICIENTS, core
+from zeta import newton_schulz_forms as forms
 
 SIZES = [(1, 64, 64), (2, 65, 70), (3, 130, 33), (2, 512, 96), (1, 600, 40)]  # (batch, n, k): both sides of every block
 
@@ -31,7 +32,7 @@ def error(got, want):
 
 def torch_symmetric(x, c, dtype):
     torch = pytest.importorskip("torch")
-    from zeta.backends import torch_newton_schulz as backend
+    from zeta.backends.torch import orthogonalize as backend
 
     x, c = (torch.tensor(array, dtype=getattr(torch, dtype)) for array in (x, c))
     return backend.symmetric(x, x.mT, c, 0.5, 2.0, 1.5).double().numpy()
@@ -39,7 +40,7 @@ def torch_symmetric(x, c, dtype):
 
 def mlx_symmetric(x, c, dtype):
     mx = pytest.importorskip("mlx.core")
-    from zeta.backends import mlx_newton_schulz as backend
+    from zeta.backends.mlx import orthogonalize as backend
 
     x, c = (mx.array(array.astype(np.float32)).astype(getattr(mx, dtype)) for array in (x, c))
     return np.array(backend.symmetric(x, x.mT, c, 0.5, 2.0, 1.5).astype(mx.float32), dtype=np.float64)
@@ -66,7 +67,7 @@ def test_torch_records_no_gradient_rather_than_a_wrong_one():
 def test_norms_of_large_matrices_are_exact_to_rounding():
     """Sums of millions of float32 terms: one long sum loses 8e-5 in torch and 2e-3 in MLX at this size."""
     torch, mx = pytest.importorskip("torch"), pytest.importorskip("mlx.core")
-    from zeta.backends.torch_newton_schulz import matrix_norm
+    from zeta.backends.torch.orthogonalize import matrix_norm
 
     x = np.random.default_rng(0).standard_normal((1024, 4096)).astype(np.float32)
     want = np.linalg.norm(x.astype(np.float64))
@@ -116,7 +117,7 @@ KERNEL = """
 import sys, numpy as np, torch
 sys.path.insert(0, sys.argv[1])
 from test_forms import operands, product, error
-from zeta.backends.torch_triton import symmetric
+from zeta.backends.torch.symmetric_kernel import symmetric
 for size in [(1, 64, 64), (2, 65, 70), (3, 128, 96), (2, 130, 33)]:
     for dtype, bound in [(torch.float32, 1e-6), (torch.float16, 1e-3)]:  # its interpreter has no bfloat16 products
         x, c = operands(*size)

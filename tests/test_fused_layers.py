@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from zeta.fusion import Layer
-from zeta.layout import batches, join, piece, shapes
-from zeta.parity import assert_close, relative_error
-from zeta.routing import convolution, route
+from zeta.parity.checks import assert_close, relative_error
+from zeta.routing.by_name import convolution, route
+from zeta.routing.fused import Layer
+from zeta.routing.layout import batches, join, piece, shapes
 
 HEADS, KV, SIZE, IN = 4, 2, 8, 24
 

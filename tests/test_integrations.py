@@ -13,8 +13,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 
 import killed_runs
 import pytest
-import text
 from conftest import need
+from trainer import text
 
 SHORT = "--steps 12 --batch 4 --save-every 5 --out"
 VIT = "--epochs 3 --batch 64 --width 32 --depth 1 --lr 2e-2 --accelerator cpu --out"

@@ -13,11 +13,15 @@ import numpy as np
 import pytest
 from conftest import FOUND, need
 
-from zeta import COEFFICIENTS, forms, parity, samples
-from zeta.steps import auto_coefficients, steps_for
+from zeta import COEFFICIENTS
+from zeta import newton_schulz_forms as forms
+from zeta.coefficients import auto_coefficients, steps_for
+from zeta.parity import cases
+from zeta.parity import checks as parity
 
 mx, torch = need("mlx.core"), need("torch")
-from zeta.backends import mlx_newton_schulz, torch_newton_schulz  # noqa: E402
+from zeta.backends.mlx import orthogonalize as mlx_orthogonalize  # noqa: E402
+from zeta.backends.torch import orthogonalize as torch_orthogonalize  # noqa: E402
 
 MARGIN = {"float16": 0.7, "bfloat16": 1.0}  # of the bounds; another BLAS sums in another order
 HALF = pytest.mark.parametrize("dtype", MARGIN)
@@ -51,7 +55,7 @@ def metal_addmm(c, a, b, alpha=1.0, beta=1.0):
     return half(np.float32(alpha) * total + np.float32(beta) * wide(c))
 
 
-REAL_ADDMM, REAL_MULTIPLY = mx.addmm, mlx_newton_schulz.multiply
+REAL_ADDMM, REAL_MULTIPLY = mx.addmm, mlx_orthogonalize.multiply
 
 
 @pytest.fixture
@@ -62,8 +66,8 @@ def metal(monkeypatch):
         a, b, c = (None if x is None else flushed(x) for x in (a, b, c))
         return flushed(REAL_MULTIPLY(a, b, c, beta, alpha))
 
-    monkeypatch.setattr(mlx_newton_schulz, "BLOCK", 1 << 30)
-    monkeypatch.setattr(mlx_newton_schulz, "multiply", multiply)
+    monkeypatch.setattr(mlx_orthogonalize, "BLOCK", 1 << 30)
+    monkeypatch.setattr(mlx_orthogonalize, "multiply", multiply)
     monkeypatch.setattr(mx, "addmm", metal_addmm)
 
 
@@ -78,8 +82,8 @@ def mps(monkeypatch):
         return torch.bmm(a, b) * torch.tensor(alpha, dtype=a.dtype) + c * torch.tensor(beta, dtype=a.dtype)
 
     monkeypatch.setattr(torch, "baddbmm", baddbmm)
-    monkeypatch.setattr(torch_newton_schulz, "rounds_scalars", lambda x: x.dtype in (torch.float16, torch.bfloat16))
-    monkeypatch.setattr(torch_newton_schulz, "BLOCK", 1 << 30)
+    monkeypatch.setattr(torch_orthogonalize, "rounds_scalars", lambda x: x.dtype in (torch.float16, torch.bfloat16))
+    monkeypatch.setattr(torch_orthogonalize, "BLOCK", 1 << 30)
 
 
 @pytest.fixture
@@ -119,7 +123,7 @@ def checks(target):
 def test_all_coefficients_hold_on_all_inputs(library, gpu, name, dtype, request, monkeypatch):
     request.getfixturevalue(gpu)
     monkeypatch.setitem(COEFFICIENTS, "jordan", COEFFICIENTS[name])  # what parity shows all of its inputs
-    monkeypatch.setitem(samples.SHAPES, "square", (128, 128))  # in place of 64: the smallest of which sums are split
+    monkeypatch.setitem(cases.SHAPES, "square", (128, 128))  # in place of 64: the smallest of which sums are split
     worst = checks(on(library, dtype))
     assert len(worst) > 30 and max(worst.values()) < MARGIN[dtype], max(worst.items(), key=lambda item: item[1])
 
@@ -136,19 +140,19 @@ def test_betas_as_they_are_written_would_fail(plain, dtype, request, monkeypatch
     """The control: without the emulation they hold, under it one row and split sums are off by more than the bound."""
     assert max(checks(on("mlx", dtype)).values()) < 1
     request.getfixturevalue("metal")
-    monkeypatch.setitem(samples.SHAPES, "square", (128, 128))
+    monkeypatch.setitem(cases.SHAPES, "square", (128, 128))
     failed = {name for name, ratio in checks(on("mlx", dtype)).items() if ratio > 1}
     assert failed >= {"coefficients: you 1xn", "newton-schulz: gaussian square"}
 
 
 @HALF
 def test_half_precision_products_of_mps_would_fail(mps, dtype, monkeypatch):
-    monkeypatch.setattr(torch_newton_schulz, "rounds_scalars", lambda x: False)
+    monkeypatch.setattr(torch_orthogonalize, "rounds_scalars", lambda x: False)
     assert ratios(parity.coefficients(on("torch", dtype)))["coefficients: cans tall"] > 1
 
 
 def test_iterates_of_norm_one_would_lose_what_is_small(metal, monkeypatch):
-    target, x = on("mlx", "float16"), samples.gaussian((640, 768))
+    target, x = on("mlx", "float16"), cases.gaussian((640, 768))
     want = parity.spectral_polynomial(x)
 
     def error():
@@ -170,8 +174,8 @@ def test_one_row_is_exact_in_float32_whatever_the_products_run_in(shape, name, d
     n, m = sorted(shape[-2:])
     want = parity.spectral_polynomial(x.astype(float), auto_coefficients(n, m) if name == "auto" else steps)
     ours = (
-        torch_newton_schulz.newton_schulz(torch.tensor(x), steps, getattr(torch, dtype)).numpy(),
-        np.array(mlx_newton_schulz.newton_schulz(mx.array(x), steps, getattr(mx, dtype))),
+        torch_orthogonalize.newton_schulz(torch.tensor(x), steps, getattr(torch, dtype)).numpy(),
+        np.array(mlx_orthogonalize.newton_schulz(mx.array(x), steps, getattr(mx, dtype))),
     )
     for got in ours:
         assert got.dtype == np.float32

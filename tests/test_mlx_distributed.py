@@ -14,14 +14,13 @@ import pytest
 
 mx = pytest.importorskip("mlx.core")
 
-import journal  # noqa: E402
 import mlx_ranks  # noqa: E402
-import on_mlx  # noqa: E402
 import train_lm  # noqa: E402
-from loop import FILE  # noqa: E402
+from trainer import journal  # noqa: E402
+from trainer.loop import FILE  # noqa: E402
 
 from zeta import checkpoint  # noqa: E402
-from zeta.parity import TOLERANCE, assert_close  # noqa: E402
+from zeta.parity.checks import TOLERANCE, assert_close  # noqa: E402
 
 FROZEN = f"param.{mlx_ranks.FROZEN}"
 TINY = "--layers 1 --width 16 --heads 2 --kv-heads 1 --context 16 --batch 4 --steps 8 --sample 3 --device cpu"
@@ -164,7 +163,8 @@ def test_one_rank_sends_nothing(alone, monkeypatch):
 # The training script, whose rank 1 is killed in step 6.
 KILLED = """
 import os, signal, sys
-import on_mlx, train_lm
+import train_lm
+from trainer import on_mlx
 
 def killed(self, *args, **names):
     if next(calls) == 6 and self.rank == 1:
@@ -183,8 +183,8 @@ def losses(folder):
 
 @pytest.mark.parametrize("optimizer", ["zeta", "eta"])
 def test_the_training_script_on_two_ranks_is_that_of_one_and_is_continued_by_any(tmp_path, optimizer, monkeypatch):
-    examples = Path(on_mlx.__file__).parent
-    flags = [*TINY.split(), "--data", str(examples / "loop.py"), "--optimizer", optimizer, "--eval-every", "4"]
+    examples = Path(train_lm.__file__).parent
+    flags = [*TINY.split(), "--data", str(examples / "trainer/loop.py"), "--optimizer", optimizer, "--eval-every", "4"]
     (tmp_path / "killed.py").write_text(KILLED)
     monkeypatch.setenv("PYTHONPATH", str(examples))
     printed = launch(2, tmp_path / "killed.py", *flags, "--out", tmp_path / "two")

@@ -12,8 +12,8 @@ from mlx.utils import tree_flatten, tree_unflatten  # noqa: E402
 import zeta  # noqa: E402
 from zeta import adamw, core, preconditioned  # noqa: E402
 from zeta.backends.mlx import Muon, NorMuon, Zeta, newton_schulz  # noqa: E402
-from zeta.backends.mlx_distributed import together  # noqa: E402
-from zeta.parity import assert_close  # noqa: E402
+from zeta.backends.mlx.ranks import together  # noqa: E402
+from zeta.parity.checks import assert_close  # noqa: E402
 
 
 class Model(nn.Module):
@@ -343,8 +343,7 @@ def test_float64_is_float64():
 
 
 def test_the_example_keeps_float64():
-    import model
-    import on_mlx
+    from trainer import model, on_mlx
 
     config = model.Config(vocab=16, context=4, layers=1, width=8, heads=2, kv_heads=1)
     trainer = on_mlx.Trainer(config, model.init(config, 0), dtype="float64", device="cpu")
@@ -356,8 +355,7 @@ def test_the_example_keeps_float64():
 
 @pytest.mark.parametrize("wrote, reads", [("zeta", "adamw"), ("zeta", "eta"), ("adamw", "zeta"), ("muon", "zeta")])
 def test_the_example_refuses_another_optimizers_checkpoint(wrote, reads):
-    import model
-    import on_mlx
+    from trainer import model, on_mlx
 
     config = model.Config(vocab=16, context=4, layers=1, width=8, heads=2, kv_heads=1)
     writer, reader = (on_mlx.Trainer(config, model.init(config, 0), name, device="cpu") for name in (wrote, reads))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import zeta
-from zeta.machine import numpy_target, pure_steps
-from zeta.parity import TOLERANCE, assert_close, relative_error, spectral_polynomial
-from zeta.samples import ten_steps
+from zeta.parity.cases import ten_steps
+from zeta.parity.checks import TOLERANCE, assert_close, relative_error, spectral_polynomial
+from zeta.parity.targets import numpy_target, pure_steps
 
 PARAMS, GRADS, HYPER = ten_steps()
 STEP = TOLERANCE["float32"].step

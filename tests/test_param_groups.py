@@ -3,7 +3,7 @@
 import pytest
 
 import zeta
-from zeta.layout import shapes
+from zeta.routing.layout import shapes
 
 torch = pytest.importorskip("torch")
 nn = torch.nn

@@ -6,11 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from zeta import forms
-from zeta.controls import CONTROLS, RED, place, where
+from zeta import newton_schulz_forms as forms
 from zeta.core import COEFFICIENTS
-from zeta.machine import RULES, Absent, precision_note, tf32_note
-from zeta.parity import (
+from zeta.parity.cases import PARAMETERS, gaussian, nearest_to_zero, parameters, ten_steps, trajectory
+from zeta.parity.checks import (
     CHECKS,
     TOLERANCE,
     assert_close,
@@ -21,8 +20,9 @@ from zeta.parity import (
     spectral_polynomial,
     tolerance,
 )
-from zeta.paths import PATHS, Passage, through, watch
-from zeta.samples import PARAMETERS, gaussian, nearest_to_zero, parameters, ten_steps, trajectory
+from zeta.parity.mistakes import CONTROLS, RED, place, where
+from zeta.parity.paths import PATHS, Passage, through, watch
+from zeta.parity.targets import RULES, Absent, precision_note, tf32_note
 
 SEEN = {}  # results of all checks, by the target's name
 
@@ -193,7 +193,7 @@ def test_another_setting_in_training_is_told():
 
 def test_torch_s_precision_is_told_and_full_while_checked():
     torch = pytest.importorskip("torch")
-    from zeta.machine import _torch_target
+    from zeta.parity.targets import _torch_target
 
     torch.set_float32_matmul_precision("high")
     try:

@@ -8,17 +8,15 @@ from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
-import journal
-import model
 import numpy as np
 import precision
 import pytest
-import settings
 import train_lm
-from loop import FILE, learning_rate
+from trainer import journal, model, settings
+from trainer.loop import FILE, learning_rate
 
 from zeta import checkpoint
-from zeta.parity import TOLERANCE
+from zeta.parity.checks import TOLERANCE
 
 pytest.importorskip("torch")
 pytest.importorskip("mlx.core")
@@ -124,7 +122,7 @@ def go_on(out: Path, backend: str, steps: int, *flags: str, off: float = 0.0) ->
     def rate(step: int, s: dict[str, object]) -> float:
         return (1 + off) * learning_rate(step, s | {"steps": 200, "warmup": 10})
 
-    with patch("loop.learning_rate", rate):
+    with patch("trainer.loop.learning_rate", rate):
         run(out, backend, steps, *flags)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import precision
 import pytest
 
-from zeta.parity import TOLERANCE, relative_error, spectral_polynomial
+from zeta.parity.checks import TOLERANCE, relative_error, spectral_polynomial
 
 X = np.random.default_rng(0).standard_normal((16, 24))
 
@@ -27,7 +27,7 @@ def test_the_default_is_what_it_is_told_to_be(default_run):
 def test_children_are_told_before_zeta_is_imported(dtype):
     pytest.importorskip("torch")
     code = (
-        "from zeta.backends.torch_newton_schulz import working_dtype; import torch; print(working_dtype(torch.ones(1)))"
+        "from zeta.backends.torch.orthogonalize import working_dtype; import torch; print(working_dtype(torch.ones(1)))"
     )
     environment = precision.environment(dtype)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 import zeta
-from zeta.layout import check
-from zeta.routing import route
+from zeta.routing.by_name import route
+from zeta.routing.layout import check
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import small_models
 
 import zeta
-from zeta.layout import shapes
+from zeta.routing.layout import shapes
 
 TABLES = Path(__file__).with_name("routing_tables.txt")
 

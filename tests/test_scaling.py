@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from zeta import core
+from zeta.coefficients import LONG, auto_coefficients, polynomial, smallest, steps_for
 from zeta.core import COEFFICIENTS, Hyper
-from zeta.forms import flops
-from zeta.parity import relative_error
-from zeta.steps import LONG, auto_coefficients, polynomial, smallest, steps_for
+from zeta.newton_schulz_forms import flops
+from zeta.parity.checks import relative_error
 
 JORDAN = COEFFICIENTS["jordan"]
 SPEC = spec_from_file_location("scaling", Path(__file__).parent.parent / "bench" / "scaling.py")

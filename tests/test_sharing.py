@@ -5,7 +5,7 @@ import pytest
 from communication import MODELS, cost, gathered
 
 from zeta import Route
-from zeta.sharing import Unit, balance, held, part, plan, sent, units
+from zeta.sharding import Unit, balance, held, part, plan, sent, units
 
 MATRIX = Route("zeta", (1, 10, 6), "matrix")
 

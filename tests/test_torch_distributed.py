@@ -14,11 +14,10 @@ from started_ranks import Results  # noqa: E402
 from torch_ranks import Model, mlp, optimizer, read, start, taking_turns, train, train_mlp  # noqa: E402
 
 from zeta import checkpoint, cli  # noqa: E402
-from zeta.backends.torch import AdaMuon, Eta, load_named_state, load_sharded, named_state, save_sharded  # noqa: E402
-from zeta.backends.torch_portable import whole  # noqa: E402
-from zeta.parity import relative_error  # noqa: E402
+from zeta.backends.torch import AdaMuon, Eta, load_named_state, load_sharded, named_state, save_sharded, to_numpy  # noqa: E402
+from zeta.parity.checks import relative_error  # noqa: E402
 
-FLOAT32 = 6e-5  # of the distance moved: that of float32 products in zeta/machine.py
+FLOAT32 = 6e-5  # of the distance moved: that of float32 products in zeta/parity/targets.py
 ONCE_ROUNDED = 4e-3  # updates rounded to bfloat16 on the way, 2 ** -9 each
 HALF = ["half precision", "half precision, state shared out"]
 ROWS = ["rows, then columns"]  # FSDP2, which takes no scalars
@@ -148,7 +147,7 @@ def test_half_precision_becomes_portable(results: Results) -> None:
     model = Model(torch.bfloat16)
     opt = optimizer(model)
     train(model, opt, range(5))
-    arrays = whole(named_state(model, opt))
+    arrays = to_numpy(named_state(model, opt))
     assert arrays["wide"].dtype == np.float32
     again, wide = Model(torch.bfloat16), Model()
     opts = [optimizer(again), optimizer(wide)]
@@ -162,7 +161,7 @@ def test_half_precision_becomes_portable(results: Results) -> None:
 
 
 def test_one_process_asks_no_process_group() -> None:
-    with patch("zeta.backends.torch_wire.dist"), patch("zeta.backends.torch_places.dist") as dist:
+    with patch("zeta.backends.torch.mail.dist"), patch("zeta.backends.torch.placement.dist") as dist:
         model = Model()
         train(model, optimizer(model), range(1))
     assert not dist.mock_calls

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 from zeta.backends import torch as backend  # noqa: E402
 from zeta.backends.torch import Zeta, load_named_state, named_state, newton_schulz, param_groups  # noqa: E402
 from zeta.core import COEFFICIENTS  # noqa: E402
-from zeta.layout import Route  # noqa: E402
+from zeta.routing.layout import Route  # noqa: E402
 
 schedulers = torch.optim.lr_scheduler
 SCHEDULERS = {

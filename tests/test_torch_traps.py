@@ -16,7 +16,7 @@ from torch.multiprocessing import start_processes  # noqa: E402
 from traps_ranks import ARRANGEMENTS, OPTIONS, Model, read, train  # noqa: E402
 
 from zeta.backends.torch import Zeta, param_groups  # noqa: E402
-from zeta.parity import TOLERANCE, relative_error  # noqa: E402
+from zeta.parity.checks import TOLERANCE, relative_error  # noqa: E402
 
 BOUND = TOLERANCE["float32"].step  # of the distance moved
 PLANS = ("half_later", "removed", "resumed", "not_a_number")

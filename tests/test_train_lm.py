@@ -7,17 +7,17 @@ import runpy
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import journal
 import killed_runs
 import numpy as np
 import pytest
-import text
 import train_lm
-from loop import FILE, learning_rate
+from trainer import journal, text
+from trainer.loop import FILE, learning_rate
 
 from zeta import checkpoint
 
@@ -31,7 +31,7 @@ SHORT = f"{SIZES} --steps 8 --eval-every 3 --sample 5 --device cpu"
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One short text, for a validation looks at all that is held out."""
     folder = tmp_path_factory.mktemp("data")
-    (folder / "text.txt").write_bytes((EXAMPLES / "text.py").read_bytes())
+    (folder / "text.txt").write_bytes((EXAMPLES / "trainer/text.py").read_bytes())
     return folder
 
 
@@ -86,7 +86,7 @@ def test_writes_all_it_promises(
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, backend: str, moments: list[int], number: int = signal.SIGINT) -> None:
     """Sends the signal in each of these calls of the trainer's `step`."""
-    trainer = pytest.importorskip(f"on_{backend}").Trainer
+    trainer = import_module(f"trainer.on_{backend}").Trainer
     take, calls = trainer.step, iter(range(1, 100))
 
     def step(self: Any, tokens: np.ndarray, lr: float, stop: bool) -> Any:

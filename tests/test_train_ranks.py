@@ -10,13 +10,13 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from unittest.mock import Mock
 
-import journal
 import killed_runs
 import numpy as np
 import precision
 import pytest
 import train_lm
-from loop import FILE
+from trainer import journal
+from trainer.loop import FILE
 
 from zeta import checkpoint
 
@@ -32,7 +32,8 @@ PATIENCE = 100  # seconds; a job takes five to ten, and ranks wait ten minutes f
 # The script, whose rank 1 is killed in step 8.
 KILLED = """
 import os, signal, sys
-import on_torch, train_lm
+import train_lm
+from trainer import on_torch
 
 def killed(self, *args):
     if next(calls) == 8 and self.rank == 1:
@@ -46,7 +47,7 @@ sys.exit(train_lm.main(sys.argv[1:]))
 
 
 def arguments(out: Path, *flags: str) -> list[str]:
-    return ["--out", str(out), "--data", str(EXAMPLES / "loop.py"), *FLAGS.split(), *flags]
+    return ["--out", str(out), "--data", str(EXAMPLES / "trainer/loop.py"), *FLAGS.split(), *flags]
 
 
 def torchrun(script: Path, *arguments: str) -> tuple[int, str]:

@@ -15,7 +15,7 @@ import transcriptions
 
 import zeta
 from zeta import adamw, core, family, preconditioned, stages
-from zeta.parity import relative_error
+from zeta.parity.checks import relative_error
 
 PLAIN = "zeta eta muon adamuon normuon whiten_after whiten_both rank1_before rank1_after rank1_both signum olion"
 RULES = {name: (getattr(family, name), {}) for name in PLAIN.split()} | {

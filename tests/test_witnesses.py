@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from zeta import Route, checkpoint
-from zeta.parity import TOLERANCE, assert_close
+from zeta.parity.checks import TOLERANCE, assert_close
 
 FOLDER = Path(__file__).with_name("witnesses")
 KINDS = ["Zeta", "NorMuon", "Shampoo", "AdaGO"]  # what they keep: entries alone; rows; factors; one number
@@ -179,14 +179,13 @@ def write():
     from mlx.utils import tree_flatten
     from torch.multiprocessing import start_processes
 
-    from zeta.backends.torch import named_state
-    from zeta.backends.torch_portable import whole
+    from zeta.backends.torch import named_state, to_numpy
 
     if any(FOLDER.iterdir()):
         sys.exit(f"{FOLDER} is not empty, and its files are not to be written anew")
     for kind in KINDS:
         run = Torch(kind, draw(0)).train(0, 1, 2)
-        arrays = whole(named_state(run.params, run.optimizer))
+        arrays = to_numpy(named_state(run.params, run.optimizer))
         checkpoint.save(FOLDER / f"portable-{kind}.safetensors", arrays, {"optimizer": kind, "step": 3})
         file = {"params": {n: p.detach().clone() for n, p in run.params.items()}}
         file["state"] = {

@@ -7,12 +7,12 @@ from importlib.util import find_spec
 from types import ModuleType
 
 from zeta import adamw, family
+from zeta.coefficients import auto_coefficients
 from zeta.core import COEFFICIENTS, Hyper, init, newton_schulz, update
 from zeta.extras import need
-from zeta.layout import Route
-from zeta.routing import report, route
-from zeta.steps import auto_coefficients
-from zeta.tree import routes
+from zeta.routing.by_module import routes
+from zeta.routing.by_name import report, route
+from zeta.routing.layout import Route
 
 __all__ = [
     "COEFFICIENTS",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from zeta.extras import Missing, need
 
 if TYPE_CHECKING:
-    from zeta.parity import Result
+    from zeta.parity.checks import Result
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,7 +83,7 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def convert(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """0; 2 where FOLDER is no such checkpoint or FILE cannot be written."""
     need("reading what save_sharded wrote", "torch")
-    from zeta.backends.torch_sharded import convert as make_one
+    from zeta.backends.torch.sharded import convert as make_one
 
     try:
         make_one(args.folder, args.file)
@@ -96,7 +96,7 @@ def convert(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 def inspect(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """0; 2 where there is nothing at PATH that can be shown."""
     _check_plot(args, parser)
-    from zeta.inspection import find_records, show
+    from zeta.whitening.report import find_records, show
 
     try:
         records = find_records(args.path, args.lr)
@@ -107,7 +107,7 @@ def inspect(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     else:
         show(records)
     if args.plot:
-        from zeta.portrait import draw
+        from zeta.whitening.plot import draw
 
         draw(records, args.plot)
     return 0
@@ -128,9 +128,9 @@ def routing(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
     from rich.console import Console
 
-    from zeta.model import find_model
-    from zeta.routing import report
-    from zeta.tree import read, routes
+    from zeta.routing.by_module import read, routes
+    from zeta.routing.by_name import report
+    from zeta.routing.model import find_model
 
     try:
         model = find_model(args.model)
@@ -150,9 +150,9 @@ def parity(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """0 if every library and device that is here agrees with the oracle, else 1."""
     _check_plot(args, parser)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for small matrices more threads are slower
-    from zeta.controls import CONTROLS
-    from zeta.machine import Absent, targets
-    from zeta.parity import run
+    from zeta.parity.checks import run
+    from zeta.parity.mistakes import CONTROLS
+    from zeta.parity.targets import Absent, targets
 
     results: list[Result] = []
     broke = args.control is None
@@ -179,7 +179,7 @@ def parity(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         if args.verbose:
             _print_paths(results)
     if args.plot:
-        from zeta.picture import draw_parity
+        from zeta.parity.plot import draw_parity
 
         draw_parity(results, args.plot)
     return 0 if results and all(result.ok for result in results) else 1
@@ -220,7 +220,7 @@ def _print_paths(results: "list[Result]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from zeta.paths import PATHS
+    from zeta.parity.paths import PATHS
 
     table = Table("backend", "device", "dtype", box=box.SIMPLE_HEAD, pad_edge=False)
     for path in PATHS:

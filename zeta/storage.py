@@ -1,7 +1,7 @@
 """Where an optimizer keeps what a rule keeps, for parameters that may hold several matrices: the same on every backend.
 
 What has a number for every entry is stored in the parameter's own shape. All else (rows, factors, counts) is stored
-flat: one axis, a parameter's pieces (`zeta.layout.piece`) one after another, each a stack of its matrices.
+flat: one axis, a parameter's pieces (`zeta.routing.layout.piece`) one after another, each a stack of its matrices.
 """
 
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from math import prod
 from array_api_compat import array_namespace
 
 from zeta.core import Array, Keeps
-from zeta.layout import Route, join, piece, shapes
+from zeta.routing.layout import Route, join, piece, shapes
 from zeta.stages import Shape, entries
 
 WRITERS = {  # of these arrays, all that are kept for a parameter

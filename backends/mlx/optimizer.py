@@ -1,0 +1,199 @@
+"""The optimizer for MLX: a rule's `update` on stacks of matrices, and `zeta.adamw` for the rest."""
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import accumulate
+from typing import Any, ClassVar, Literal
+
+import mlx.core as mx
+from mlx.optimizers import Optimizer
+from mlx.utils import tree_map_with_path
+
+from zeta import adamw, family
+from zeta.coefficients import Steps, chosen
+from zeta.core import COEFFICIENTS, Hyper, Keeps, Rule
+from zeta.routing.by_name import route, warn_of_doubts
+from zeta.routing.layout import Route, batches, check
+from zeta.stages import Shape, entries
+from zeta.storage import part, viewed, whole
+
+from .orthogonalize import newton_schulz, working_dtype
+from .ranks import dispatch, shared, together
+from .state import (
+    VERSION,
+    State,
+    check_names,
+    check_rate,
+    check_shapes,
+    check_state,
+    check_step,
+    is_floating,
+    leaf,
+    prepare,
+    round_back,
+    tree_flatten,
+    wanted,
+    widen,
+)
+
+_DEFAULT = Hyper()
+
+
+class Zeta(Optimizer):
+    """Zeta for the matrices and AdamW for the rest, in one object: `Zeta(learning_rate=1e-3).update(model, grads)`.
+
+    `routes=zeta.routes(model)` reads the model; without, paths and shapes decide alone. `learning_rate` may be a
+    schedule. Moments are float32; a narrower parameter keeps what rounding took off it, so that no small step is lost.
+    `ns_steps="auto"` takes as many Newton-Schulz steps as a matrix's shape needs (`zeta.auto_coefficients`).
+    With a `group` of ranks that hold the same parameters, each matrix is orthogonalised by one of them: give all the
+    same gradients, `grads = mlx.nn.average_gradients(grads)`. In a `MultiOptimizer`, whose order differs from rank to
+    rank (MLX 0.32), let `mx.async_eval(grads)` start them first. Inside `mx.compile` messages keep their order only if
+    all gradients are one Zeta's, and no other message is sent.
+    Raises ValueError for values out of range, and for a state that is not of this optimizer or of these parameters.
+    Settings are no part of the state, as in MLX's own optimizers: give them again.
+    """
+
+    rule: Rule = family.zeta  # a class with another of your own is another optimizer
+    make: ClassVar[Callable[..., Rule] | None] = None  # of a rule that has settings: it takes them by name
+
+    def __init__(
+        self,
+        learning_rate: float | Callable[[mx.array], mx.array] = _DEFAULT.lr,
+        betas: tuple[float, float] = _DEFAULT.betas,
+        eps: float = _DEFAULT.eps,
+        weight_decay: float = _DEFAULT.weight_decay,
+        *,
+        routes: Mapping[str, Route] | None = None,
+        coefficients: Steps = COEFFICIENTS["jordan"],
+        ns_steps: int | Literal["auto"] | None = None,
+        ns_dtype: mx.Dtype | None = None,
+        group: mx.distributed.Group | None = None,
+        **settings: Any,
+    ) -> None:
+        if self.make:
+            self.rule = self.make(**settings)
+        elif settings:
+            strange = next(iter(settings))
+            raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {strange!r}")
+        check_rate(learning_rate, type(self).__name__)
+        products = coefficients != COEFFICIENTS["jordan"] or ns_steps is not None or ns_dtype is not None
+        if products and not self.rule.orthogonalizes:
+            raise TypeError(
+                f"{type(self).__name__} runs no Newton-Schulz, which coefficients, ns_steps and ns_dtype are for: "
+                "leave them out"
+            )
+        hyper = Hyper(0.0 if callable(learning_rate) else learning_rate, betas, eps, weight_decay)  # checks the values
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._loaded = False  # a state that no step has seen
+        self.state[self._version] = mx.array(1)
+        self._maybe_schedule("learning_rate", learning_rate)
+        self.state["learning_rate"] = mx.array(self.learning_rate)  # a schedule may give a Python number
+        self.betas, self.eps, self.weight_decay = hyper.betas, hyper.eps, hyper.weight_decay
+        self.routes, self.coefficients, self.ns_dtype = routes or {}, chosen(coefficients, ns_steps), ns_dtype
+        self.group = group if group is not None and group.size() > 1 else None
+
+    @property
+    def _version(self) -> str:
+        name = next(c.__name__ for c in type(self).__mro__ if "rule" in vars(c))  # of a subclass, that of its base
+        return VERSION if self.rule is family.zeta else f"{VERSION}_{name}"
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """All that there is to save: `mx.save_safetensors(file, dict(tree_flatten(optimizer.state)))`."""
+        return self._state
+
+    @state.setter
+    def state(self, state: dict[str, Any]) -> None:
+        check_state(state, getattr(self, "_state", {}), self.rule.keeps, self._version)
+        self._state, self._loaded = state, True
+
+    def init(self, parameters: Any) -> None:
+        """Zeros for whatever these parameters lack; what is there, as after loading a state, stays."""
+        params = {name: p for name, p in tree_flatten(parameters) if is_floating(p)}
+        routes = {name: self._route(name, p) for name, p in params.items()}
+        warn_of_doubts(routes, "pass routes=zeta.routes(model)")
+        super().init(parameters)
+        for name, state in self._states(params).items():
+            prepare(state, params[name], routes[name], self.rule.keeps, self.step)
+
+    def init_single(self, parameter: mx.array, state: dict[str, mx.array]) -> None:
+        """Nothing: `init` knows the path, too."""
+
+    def apply_gradients(self, gradients: Any, parameters: Any) -> Any:
+        """The parameters after one step, as a tree like `gradients`. The state changes only if nothing is raised."""
+        grads, params = dict(tree_flatten(gradients)), dict(tree_flatten(parameters))
+        check_step(grads, params)
+        if self._loaded:
+            check_names(self.state, params, grads)
+        routes = {name: self._route(name, params[name]) for name in grads}
+        states = self._states(grads)
+        if any(wanted(params[n], routes[n], self.rule.keeps).keys() - s for n, s in states.items()):
+            self.init(tree_map_with_path(lambda name, _: params[name], gradients))
+            states = self._states(grads)
+        check_shapes(states, params, routes, self.rule.keeps)
+        scheduled = {name: mx.array(schedule(self.step)) for name, schedule in self._schedulers.items()}
+
+        rate = scheduled.get("learning_rate", self.learning_rate)
+        hyper = Hyper(rate, self.betas, self.eps, self.weight_decay)
+        after = self._step(hyper, routes, together(grads, self.group), states, params)
+        new = {name: round_back(w, params[name], states[name], moments) for name, (w, moments) in after.items()}
+        self.state.update(scheduled, step=self.step + 1)
+        self._loaded = False
+        if self.group:
+            dispatch([new, self.state])
+        return tree_map_with_path(lambda name, _: new[name], gradients)
+
+    def _states(self, names: Iterable[str]) -> dict[str, State]:
+        found = {name: leaf(self.state, name) for name in names}
+        return {name: {} if state is None else state for name, state in found.items()}
+
+    def _step(self, hyper: Hyper, routes: dict[str, Route], grads: Any, states: Any, params: Any) -> dict[str, Any]:
+        """{name: (wide param, state)} after the step of each parameter."""
+        wide = {name: widen(params[name], state) for name, state in states.items()}
+        after = self._zeta(hyper, {n: r for n, r in routes.items() if r.treatment == "zeta"}, grads, states, wide)
+        for name in (name for name, r in routes.items() if r.treatment == "adamw"):
+            moments = {key: value for key, value in states[name].items() if key != "remainder"}
+            after[name] = adamw.update(grads[name], moments, wide[name], hyper)
+        return after
+
+    def _zeta(self, hyper: Hyper, routes: dict[str, Route], grads: Any, states: Any, wide: Any) -> dict[str, Any]:
+        """{name: (param, state)} after the rule's `update` on stacks of same-shape matrices."""
+        kinds = {"param": entries, **self.rule.keeps}
+        done: dict[str, dict[str, dict[int, mx.array]]] = {name: {key: {} for key in kinds} for name in routes}
+        todo = list(batches({n: (r, (grads[n].dtype, wide[n].dtype)) for n, r in routes.items()}))
+        stacks = [(sum(n for n, *_ in batch.values()), *next(iter(batch.values()))[1:]) for batch in todo]
+        hooks = shared(self._orthogonalize, stacks, self.coefficients, self.group)
+        for batch, orthogonalize in zip(todo, hooks, strict=True):
+
+            def stack(arrays: Any, kind: Shape = entries, batch: Any = batch) -> mx.array:
+                parts = (part(arrays[n], kind, routes[n], i).reshape(viewed(kind, v)) for (n, i), v in batch.items())
+                return mx.concatenate(list(parts))
+
+            state = {key: stack({n: states[n][key] for n, _ in batch}, kind) for key, kind in self.rule.keeps.items()}
+            param, state = self.rule.update(stack(grads), state, stack(wide), hyper, orthogonalize)
+            ends = list(accumulate(view[0] for view in batch.values()))[:-1]
+            for key, stacked in {"param": param, **state}.items():
+                for (name, i), found in zip(batch, mx.split(stacked, ends), strict=True):
+                    done[name][key][i] = found
+        return {name: _joined(found, kinds, routes[name], wide[name].shape) for name, found in done.items()}
+
+    def _orthogonalize(self, x: mx.array) -> mx.array:
+        """Newton-Schulz in the dtype of its products, which loses nothing and is less to send."""
+        dtype = self.ns_dtype or working_dtype(x)
+        return newton_schulz(x, self.coefficients, dtype).astype(dtype)
+
+    def _route(self, name: str, p: mx.array) -> Route:
+        """What `routes` says, which must know every parameter; without them, what name and shape say."""
+        if not self.routes:
+            return route(name, p.shape)
+        if name not in self.routes:
+            some = ", ".join(sorted(self.routes)[:3])
+            raise ValueError(f"routes has no {name}, but {some}, ...: pass zeta.routes of this very model")
+        return check(self.routes[name], p.shape)
+
+
+def _joined(
+    found: dict[str, dict[int, mx.array]], kinds: Keeps, route: Route, shape: tuple[int, ...]
+) -> tuple[mx.array, Any]:
+    """(param, state) from {key: {i: part}}; batches finish the parts of one parameter in any order."""
+    state = {key: whole([parts[i] for i in sorted(parts)], kinds[key], route, shape) for key, parts in found.items()}
+    return state.pop("param"), state

@@ -1,0 +1,154 @@
+"""What MLX's Zeta keeps for each parameter, how it is rounded and checked: as torch's state.py, whose keys it has.
+
+`exp_avg` and `exp_avg_sq` are float32 or better; AdamW's parameters have a `step` of their own, because one may come
+later than the others. A parameter in half precision has a `remainder`, what rounding took off it (compensated
+summation, Kahan 1965): the two together hold twice the digits for two bytes an entry.
+"""
+
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten as _tree_flatten
+
+from zeta.core import Keeps
+from zeta.routing.layout import Route
+from zeta.storage import stored, writers
+
+VERSION = "zeta_version_1"  # a key, because its value could not be read while `mx.compile` traces
+State = dict[str, mx.array]
+
+
+def tree_flatten(tree: Any) -> list[tuple[str, Any]]:
+    """[(dotted path, array)]: the form of MLX's own that type checkers cannot tell from its other one."""
+    return _tree_flatten(tree)  # type: ignore[return-value]
+
+
+def leaf(state: Any, name: str) -> State | None:
+    """The state of the parameter with this dotted path, None where there is none; a key may hold dots itself."""
+    if not name:
+        return state  # type: ignore[no-any-return]
+    if isinstance(state, list | tuple):
+        i, _, rest = name.partition(".")
+        return leaf(state[int(i)], rest) if i.isdigit() and int(i) < len(state) else None
+    there = None
+    for end in [i for i, sign in enumerate(f"{name}.") if sign == "."]:
+        found = leaf(state[name[:end]], name[end + 1 :]) if name[:end] in state else None
+        if found:  # a flat tree's state is nested once it has been saved: what is filled goes before what is empty
+            return found
+        there = there if found is None else found
+    return there
+
+
+def is_floating(p: mx.array) -> bool:
+    """Whether it is a parameter to move: the packed weights of a quantised layer are none."""
+    return mx.issubdtype(p.dtype, mx.floating)
+
+
+def wanted(p: mx.array, route: Route, keeps: Keeps) -> dict[str, tuple[int, ...]]:
+    """The arrays that this parameter needs, by their shapes; `keeps` is the rule's for the matrices."""
+    shape = tuple(p.shape)
+    adamw = {"exp_avg": shape, "exp_avg_sq": shape, "step": ()}
+    moments = adamw if route.treatment == "adamw" else stored(keeps, route, shape)
+    return moments | ({"remainder": shape} if p.dtype in (mx.bfloat16, mx.float16) else {})
+
+
+def prepare(state: State, p: mx.array, route: Route, keeps: Keeps, step: mx.array) -> None:
+    """Zeros for what is missing. Where only `step` is, the state is of a form without it: the common one stands in."""
+    missing = {key: shape for key, shape in wanted(p, route, keeps).items() if key not in state}
+    wide = mx.result_type(p, mx.array(0.0))
+    for key, shape in missing.items():
+        state[key] = mx.zeros(shape, p.dtype if key == "remainder" else wide)
+    if "step" in missing and "exp_avg" not in missing:
+        state["step"] = step.astype(wide)
+
+
+def widen(p: mx.array, state: State) -> mx.array:
+    """w = p + r, in float32 or better."""
+    w = p.astype(state["exp_avg"].dtype)
+    return w + state["remainder"] if p.dtype != w.dtype and "remainder" in state else w
+
+
+def round_back(w: mx.array, p: mx.array, state: State, after: State) -> mx.array:
+    """round(w) in p's dtype; the state becomes `after` and r = round(w - p)."""
+    state.update(after)
+    new = w.astype(p.dtype)
+    if "remainder" in state:
+        state["remainder"] = (w - new).astype(p.dtype)
+    return new
+
+
+def check_state(new: Any, old: Any, keeps: Keeps, version: str) -> None:
+    """Raises ValueError where the state is another optimizer's, of another version, or shaped unlike what is there."""
+    if not isinstance(new, dict) or "step" not in new:
+        raise ValueError(f"an optimizer's state is a dict with a step, but this is {str(new)[:60]}")
+    before, after = dict(tree_flatten(old)), dict(tree_flatten(new))
+    for name in new:
+        if name.startswith("zeta_version_") and name != version:
+            raise ValueError(_other(name, version))
+    for name, value in after.items():
+        param, _, key = name.rpartition(".")
+        if param and key not in {"exp_avg", "exp_avg_sq", "step", "remainder", *keeps}:
+            writer = writers(other.removeprefix(f"{param}.") for other in after if other.startswith(f"{param}."))
+            raise ValueError(
+                f"the state of {param} was written by {writer}, not by this {_writer(version)}: start anew"
+            )
+        if name in before and not isinstance(value, mx.array):
+            raise ValueError(f"the state's {name} is {type(value).__name__}, but must be an mx.array: convert it")
+        if name in before and value.shape != before[name].shape:
+            raise ValueError(
+                f"the state's {name} has shape {value.shape}, but its parameter {before[name].shape}: "
+                "it belongs to another model"
+            )
+
+
+def _writer(version: str) -> str:
+    """The class that a version's key names."""
+    return (*version.split("_", 3), "Zeta")[3]
+
+
+def _other(version: str, own: str) -> str:
+    """Why a state with the one key is not for an optimizer with the other."""
+    if version.split("_")[2] != own.split("_")[2]:
+        return f"the state is {version}, this zeta reads {own}: install the zeta that wrote it"
+    writer = _writer(version)
+    return f"the state was written by {writer}, not by {_writer(own)}: load it into {writer}, or start anew"
+
+
+def check_rate(rate: Any, name: str) -> None:
+    """Raises TypeError for what is no rate: parameters, above all, which torch's optimizers take first."""
+    if isinstance(rate, dict | list) or getattr(rate, "size", 1) != 1:  # a model is a dict, too
+        raise TypeError(
+            f"learning_rate is {type(rate).__name__}, but must be one number or a schedule: "
+            f"optimizer = {name}(learning_rate=1e-3), then optimizer.update(model, gradients)"
+        )
+
+
+def check_step(grads: dict[str, mx.array], params: dict[str, mx.array]) -> None:
+    """Raises TypeError for parameters that no step can move, ValueError for gradients that are not theirs."""
+    for name, grad in grads.items():
+        if name not in params:
+            known = ", ".join(sorted(params)[:3])
+            raise ValueError(f"there is a gradient of {name}, but no such parameter: there are {known}, ...")
+        p = params[name]
+        if not is_floating(p):
+            raise TypeError(f"{name} is {p.dtype}, but must be real floating-point numbers: freeze or convert it")
+        if grad.shape != p.shape:
+            raise ValueError(f"the gradient of {name} has shape {grad.shape}, but must have its parameter's, {p.shape}")
+
+
+def check_names(state: Any, params: dict[str, mx.array], grads: dict[str, mx.array]) -> None:
+    """Raises ValueError where the state knows parameters that are not there, and not those that are to move."""
+    held = {name.rpartition(".")[0] for name, _ in tree_flatten(state)} - {""}
+    strange = sorted(held - params.keys())
+    if strange and grads.keys() - held:  # else the rest of the model is frozen
+        raise ValueError(f"the state is of {', '.join(strange[:3])}, no parameters here: it belongs to another model")
+
+
+def check_shapes(states: dict[str, State], params: dict[str, mx.array], routes: dict[str, Route], keeps: Keeps) -> None:
+    for name, state in states.items():
+        for key, shape in wanted(params[name], routes[name], keeps).items():
+            if tuple(state[key].shape) != shape:
+                raise ValueError(
+                    f"{key} of {name} has shape {state[key].shape}, but the parameter {params[name].shape}, "
+                    f"which needs {shape}: it belongs to another model"
+                )

@@ -1,0 +1,240 @@
+"""The optimizer for torch: `zeta.core.update` on stacks of matrices, in place, and torch's own AdamW for the rest."""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from copy import deepcopy
+from inspect import signature
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from zeta import family
+from zeta.coefficients import Steps, chosen
+from zeta.core import COEFFICIENTS, Hyper, Rule
+from zeta.routing.layout import Route, batches
+
+from . import step as torch_step
+from .adamw import Part, adamw, part
+from .groups import check_gradients, check_group, check_values, group_routes, word
+from .placement import Place
+from .ranks import Ranks
+from .state import VERSION, check_state, load_values, plain, prepare, wanted
+
+_DEFAULT = Hyper()
+PRODUCTS = {"coefficients": COEFFICIENTS["jordan"], "ns_steps": None, "ns_dtype": None}  # options of Newton-Schulz
+
+
+class Zeta(torch.optim.Optimizer):
+    """Zeta for the matrices and AdamW for the rest, in one object: `Zeta(param_groups(model), lr=1e-3)`.
+
+    `param_groups` reads the model; with `model.named_parameters()` names and shapes decide alone. A group's `treatment`
+    ("zeta" or "adamw") overrules them. Moments are float32 or better; a narrower parameter keeps what rounding took off
+    it, so that no small step is lost. `ns_steps="auto"` takes as many Newton-Schulz steps as a matrix's shape needs
+    (`zeta.auto_coefficients`). Each group has its own copy of a tensor `lr`: change `group["lr"]`. Raises ValueError
+    for values out of range, TypeError for sparse or complex gradients, always before anything is changed.
+
+    Over ranks each matrix is orthogonalised by one of them. DTensors (FSDP2, tensor parallel) tell all; DDP needs
+    `process_group`, the ranks that hold the same parameters. `shard_state` leaves each rank the state of a part: rank
+    0's `state_dict()` is not the whole then, `save_sharded` is. `comm_dtype` rounds what travels. All ranks must have
+    gradients of the same parameters (zeros, where an expert saw no token), or the step raises RuntimeError.
+    """
+
+    rule: ClassVar[Rule] = family.zeta  # a class with another of your own is another optimizer
+    make: ClassVar[Callable[..., Rule] | None] = None  # of a rule that has settings: it takes them by name
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = _DEFAULT.lr,
+        betas: tuple[float, float] = _DEFAULT.betas,
+        eps: float = _DEFAULT.eps,
+        weight_decay: float = _DEFAULT.weight_decay,
+        *,
+        coefficients: Steps = COEFFICIENTS["jordan"],
+        ns_steps: int | Literal["auto"] | None = None,
+        ns_dtype: torch.dtype | None = None,
+        treatment: str | None = None,
+        maximize: bool = False,
+        process_group: Any = None,
+        shard_state: bool = False,
+        comm_dtype: torch.dtype | None = None,
+        **settings: Any,
+    ) -> None:
+        own = self._settings() if self.make else {}
+        if settings.keys() - own:
+            strange = sorted(settings.keys() - own)[0]
+            raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {strange!r}")
+        self._check_products({"coefficients": coefficients, "ns_steps": ns_steps, "ns_dtype": ns_dtype})
+        self._ranks = Ranks(process_group, shard_state, comm_dtype)
+        self._coefficients = coefficients  # of which a group's own ns_steps takes the first
+        defaults: dict[str, Any] = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        defaults |= dict(
+            coefficients=chosen(coefficients, ns_steps), ns_dtype=word(ns_dtype), treatment=treatment, maximize=maximize
+        )
+        defaults |= own | settings | ({} if self.rule is family.zeta else {"rule": self._name()})
+        super().__init__(params, defaults | {"version": VERSION})
+
+    @classmethod
+    def _settings(cls) -> dict[str, Any]:
+        """What the rule's maker takes, with the defaults."""
+        assert cls.make
+        return {name: parameter.default for name, parameter in signature(cls.make).parameters.items()}
+
+    @classmethod
+    def _name(cls) -> str:
+        """The class that has the rule, not a user's subclass of it."""
+        return next(base.__name__ for base in cls.__mro__ if "rule" in vars(base))
+
+    def rule_of(self, group: dict[str, Any]) -> Rule:
+        """The rule with this group's settings. Raises ValueError for settings out of range."""
+        return self.make(**{name: group[name] for name in self._settings()}) if self.make else self.rule
+
+    def _check_products(self, options: dict[str, Any]) -> None:
+        given = [name for name, default in PRODUCTS.items() if options.get(name, default) != default]
+        if given and not self.rule.orthogonalizes:
+            raise TypeError(f"{type(self).__name__} runs no Newton-Schulz, which {given[0]} is for: leave it out")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self._check_products(param_group)
+        if "ns_dtype" in param_group:
+            param_group = param_group | {"ns_dtype": word(param_group["ns_dtype"])}
+        if "ns_steps" in param_group:
+            coefficients = param_group.get("coefficients", self._coefficients)
+            param_group = param_group | {"coefficients": chosen(coefficients, param_group["ns_steps"])}
+            del param_group["ns_steps"]
+        check_group(self.defaults | param_group, known=set(self.defaults))
+        before = len(self.param_groups)
+        try:
+            super().add_param_group(param_group)
+            self._complete(self.param_groups[-1])
+        except BaseException:  # a warning that is made an error, too
+            del self.param_groups[before:]
+            raise
+
+    def _complete(self, group: dict[str, Any]) -> None:
+        """Gives a new group what the optimizer needs. Raises ValueError where it cannot take the group."""
+        self._check(group)
+        if isinstance(group["lr"], Tensor):
+            group["lr"] = group["lr"].clone()  # shared, a scheduler that multiplies in place would do so once a group
+        group["routes"] = group_routes(group)
+        for p in group["params"]:
+            self.place(p)  # refuses what cannot be; and a step that is compiled could not look for it
+        if "param_names" not in group and group["treatment"] is None and any(p.ndim > 1 for p in group["params"]):
+            shapes = sorted({tuple(p.shape) for p in group["params"] if p.ndim > 1})
+            warnings.warn(
+                f"parameters of shapes {shapes} have no names: embeddings and output heads cannot be told from other "
+                "matrices, so all go to Zeta; pass zeta.backends.torch.param_groups(model) or named_parameters()",
+                stacklevel=5,
+            )
+
+    def _check(self, group: dict[str, Any]) -> None:
+        """Raises ValueError for values out of range: of a new group, and of what was written into it since."""
+        check_values(group)
+        self.rule_of(group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._ranks.shard and any(self._ranks.parted(p) for group in self.param_groups for p in group["params"]):
+            raise TypeError(
+                "shard_state=True leaves each rank the state of a part, so that a copy could not step alone: "
+                "copy through save_sharded and load_sharded"
+            )
+        return super().__getstate__()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if not hasattr(self, "_ranks"):  # a copy: process groups are not copied, so it steps alone
+            self._ranks, self._coefficients = Ranks(), self.defaults["coefficients"]
+
+    def needs(self) -> dict[Tensor, dict[str, tuple[int, ...]]]:
+        """The keys of each parameter's state, with their shapes."""
+        pairs = ((p, Route(*r)) for g in self.param_groups for p, r in zip(g["params"], g["routes"], strict=True))
+        return {p: wanted(p, r, self.rule.keeps) for p, r in pairs}
+
+    def place(self, p: Tensor) -> Place | None:
+        """Where the ranks keep p and its state; None where this process alone knows of it."""
+        return self._ranks.place(p)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Takes one step; returns the closure's loss, if one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        check_gradients(self.param_groups)
+        if not torch.compiler.is_compiling():  # which could not trace them
+            for group in self.param_groups:
+                self._check(group)
+        # torch.compile, torch 2.13, takes neither writes to views of DTensors nor asynchronous collectives. A decorator
+        # would import the compiler, two seconds, for those who need no optimizer.
+        untraced: Callable[..., Any] = torch.compiler.disable
+        prepared = untraced(self._prepare_on_ranks)() if self._ranks.shared else self._prepare()
+        for group, (routes, vectors) in zip(self.param_groups, prepared, strict=True):
+            adamw(vectors, group)
+            rule = self.rule_of(group)
+            for batch in batches({p: (r, (p.dtype, p.device)) for p, r in routes.items()}):
+                torch_step.step(rule, self.state, group, batch, routes)
+        if self._ranks.shared:
+            untraced(self._exchange)()
+        return loss
+
+    def _prepare(self) -> list[tuple[dict[Tensor, Route], list[Part]]]:
+        """({matrix that nobody else knows of: route}, what AdamW steps) of each group, of all that have gradients.
+
+        Gives them state where they have none.
+        """
+        result = []
+        for group in self.param_groups:
+            alone: dict[Tensor, Route] = {}
+            vectors: list[Part] = []
+            for p, r in _routes(group).items():
+                state, place = self.state[p], self.place(p)
+                prepare(state, p, r, self.rule.keeps, place)
+                if r.treatment == "adamw":
+                    vectors.append(part(p, state, place))
+                elif place is None:
+                    alone[p] = r
+            result.append((alone, vectors))
+        return result
+
+    def _prepare_on_ranks(self) -> list[tuple[dict[Tensor, Route], list[Part]]]:
+        """The same, once the ranks agree."""
+        self._ranks.agree(self.param_groups)
+        return self._prepare()
+
+    def _exchange(self) -> None:
+        """Steps the matrices that several ranks hold."""
+        for group in self.param_groups:
+            routes = _routes(group)
+            matrices = {p: r for p, r in routes.items() if r.treatment == "zeta"}
+            self._ranks.step(self.rule_of(group), self.state, group, matrices)
+            self._ranks.publish(routes)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues from what `state_dict()` gave: float32 moments stay float32, nothing is shared with the argument.
+
+        Raises ValueError for state of other shapes, of another optimizer or version, and changes nothing then. Hooks
+        are called as torch.optim.Optimizer does, whose own form, torch 2.13, rounds moments to the parameter's dtype.
+        """
+        state_dict = state_dict.copy()
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = before(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        check_state(self.param_groups, state_dict, self.rule.keeps, self.place)
+        state = defaultdict(dict, load_values(self.param_groups, state_dict, self.place))
+        groups = []
+        for group, saved in zip(self.param_groups, deepcopy(state_dict["param_groups"]), strict=True):
+            own = {key: group[key] for key in ("params", "routes")}
+            tuples = {key: plain(saved[key]) for key in ("betas", "coefficients")}
+            tuples["ns_dtype"] = word(saved["ns_dtype"])  # before words, a torch.dtype was saved
+            groups.append({key: group[key] for key in ("param_names",) if key in group} | saved | own | tuples)
+        self.__setstate__({"state": state, "param_groups": groups})
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+
+def _routes(group: dict[str, Any]) -> dict[Tensor, Route]:
+    """Of the parameters that have gradients."""
+    return {p: Route(*r) for p, r in zip(group["params"], group["routes"], strict=True) if p.grad is not None}

@@ -1,0 +1,219 @@
+"""What the language model needs from MLX: fused operations, gradients averaged over ranks, optimizers, state."""
+
+from collections.abc import Iterable
+from functools import partial
+from math import sqrt
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+from mlx.nn import average_gradients
+from mlx.optimizers import AdamW, Muon, Optimizer, clip_grad_norm
+
+from trainer import model
+from zeta.backends.mlx import Eta, Zeta
+from zeta.routing.by_name import route
+from zeta.storage import writers
+
+
+def rms_norm(x: mx.array, weight: mx.array) -> mx.array:
+    return mx.fast.rms_norm(x, weight, model.EPS)
+
+
+def attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=1 / sqrt(q.shape[-1]), mask="causal")
+
+
+def cross_entropy(scores: mx.array, targets: mx.array) -> mx.array:
+    return nn.losses.cross_entropy(scores.astype(mx.result_type(scores, mx.array(0.0))), targets, reduction="mean")
+
+
+FUSED = model.Operations(rms_norm, attention, cross_entropy)
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float64": mx.float64}
+# The state of MLX's own optimizers under the names that it has in torch.
+NAMES = {AdamW: {"m": "exp_avg", "v": "exp_avg_sq"}, Muon: {"v": "momentum_buffer"}, Zeta: {}, Eta: {}}
+
+
+class Part(NamedTuple):
+    """An optimizer, the parameters that it moves, and what its rate is multiplied by."""
+
+    optimizer: Optimizer
+    names: list[str]
+    scale: float = 1.0
+
+
+class Trainer:
+    """The model on an MLX device: parameters in float32 (or float64), products in `dtype`.
+
+    Under `mlx.launch` each rank holds all of it, and every method but `logits` is to be called on all ranks alike.
+    Raises ValueError, with a remedy, for a device that is not there.
+    """
+
+    def __init__(
+        self,
+        config: model.Config,
+        params: dict[str, np.ndarray],
+        optimizer: str = "zeta",
+        *,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.95, 0.99),
+        dtype: str = "float32",
+        device: str | None = None,
+        ops: model.Operations = FUSED,
+    ) -> None:
+        use_device(device, dtype)
+        self.group = mx.distributed.init()  # of one rank, without a launcher
+        self.rank, self.ranks = self.group.rank(), self.group.size()
+        self.dtype = DTYPES[dtype]
+        self.wide = mx.float64 if dtype == "float64" else mx.float32
+        self.params = {name: mx.array(a).astype(self.wide) for name, a in params.items()}
+        self.parts = make_parts(optimizer, params, config, weight_decay, betas, self.group)
+        for part in self.parts:
+            part.optimizer.init(model.nest({name: self.params[name] for name in part.names}))
+        cos, sin = (mx.array(a, self.dtype) for a in model.rotations(config))
+        names: dict[str, Any] = dict(rope=(cos, sin), config=config, ops=ops)
+        self._plain_loss = partial(model.loss, **names)
+        self._loss = jit(lambda params, tokens: self._plain_loss(self._tree(params), tokens))
+        self._logits = jit(lambda params, tokens: model.logits(self._tree(params), tokens, **names))
+        self._step = jit(self._take_step)
+
+    def step(self, tokens: np.ndarray, lr: float, stop: bool = False) -> mx.array:
+        """(2,): the loss before the step that it takes, NaN where the gradient is not finite; how many ranks `stop`.
+
+        tokens (b, context + 1) is the same on all ranks, of which each takes an equal share, so b must divide by them.
+        Nothing waits for the device: read the result with `tolist`, late.
+        """
+        states = [part.optimizer.state for part in self.parts]
+        start, end = self._ends(len(tokens))[self.rank :][:2]
+        given = mx.array(tokens[start:end]), mx.array(lr, self.wide), mx.array(stop)
+        result, self.params, states = self._step(self.params, states, *given)
+        for part, state in zip(self.parts, states, strict=True):
+            part.optimizer.state = state
+        mx.async_eval(result, self.params, states)
+        return result
+
+    def _take_step(
+        self, params: dict[str, mx.array], states: list[Any], tokens: mx.array, lr: mx.array, stop: mx.array
+    ) -> Any:
+        """(result, params, states) after one step: a pure function, as `mx.compile` wants it."""
+        loss, grads = mx.value_and_grad(lambda p: self._plain_loss(self._tree(p), tokens))(params)
+        everything = [loss, stop.astype(loss.dtype), *grads.values()]
+        loss, stop, *mean = average_gradients(everything, self.group)  # in one message, or one for every 32 MiB
+        grads, norm = clip_grad_norm(dict(zip(grads, mean, strict=True)), 1.0)
+        new = {}
+        for part, state in zip(self.parts, states, strict=True):
+            part.optimizer.state = state | {"learning_rate": lr * part.scale}
+            mine = [model.nest({name: tree[name] for name in part.names}) for tree in (grads, params)]
+            new |= model.flatten(part.optimizer.apply_gradients(*mine))
+        new = {name: new[name] for name in params}  # in one order always: the gradient's norm is a sum over them
+        return mx.stack([loss + 0 * norm, stop * self.ranks]), new, [part.optimizer.state for part in self.parts]
+
+    def loss(self, tokens: np.ndarray) -> float:
+        """The loss of tokens (b, context + 1), which the ranks share out; the same on all."""
+        ends = self._ends(len(tokens))
+        own = tokens[ends[self.rank] : ends[self.rank + 1]]
+        parts = self._loss(self.params, mx.array(own if len(own) else tokens[:1]))[None]
+        if self.ranks > 1:
+            parts = mx.distributed.all_gather(parts, group=self.group)
+        return float(np.average(parts.tolist(), weights=np.diff(ends)))
+
+    def _ends(self, count: int) -> list[int]:
+        """Where the ranks' shares of so many rows begin, and where the last one ends."""
+        return [count * rank // self.ranks for rank in range(self.ranks + 1)]
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        """(b, context, vocab) scores for tokens (b, context)."""
+        return np.array(self._logits(self.params, mx.array(tokens)).astype(mx.float32))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `zeta.checkpoint` saves: parameters by name, the optimizer's state as "optimizer.KEY.NAME"."""
+        found = dict(self.params)
+        for part in self.parts:
+            spelled = NAMES[type(part.optimizer)]
+            for full, value in model.flatten(part.optimizer.state).items():
+                name, _, key = full.rpartition(".")
+                if name in self.params:
+                    found[f"optimizer.{spelled.get(key, key)}.{name}"] = value
+            step = part.optimizer.step.astype(mx.float32)  # torch counts for each parameter of AdamW
+            counted = [name for name in part.names if counts(part.optimizer, name, self.params[name])]
+            found |= {f"optimizer.step.{name}": step for name in counted}
+        return {name: np.array(value) for name, value in found.items()}
+
+    def load(self, arrays: dict[str, np.ndarray]) -> None:
+        """Continues from arrays that `arrays` of either library gave. Raises ValueError for another optimizer's."""
+        needs, has = kept(self.arrays()), kept(arrays)
+        wrong = next((name for name in needs | has if needs.get(name) != has.get(name)), None)
+        if has and wrong:  # a torch optimizer has none before its first step
+            got, want = has.get(wrong, set()), needs.get(wrong, set())
+            raise ValueError(
+                f"the checkpoint's state of {wrong} is {sorted(got)}, written by {writers(got)}, but this optimizer "
+                f"keeps {sorted(want)}: give the --optimizer that wrote it"
+            )
+        self.params = {name: mx.array(arrays[name], p.dtype) for name, p in self.params.items()}
+        for part in self.parts:
+            keys = {new: old for old, new in NAMES[type(part.optimizer)].items()}
+            steps = [int(a) for name, a in arrays.items() if name.startswith("optimizer.step.")]
+            state: dict[str, Any] = {"step": mx.array(max(steps, default=0), mx.uint64)}
+            for full, array in arrays.items():
+                _, key, name = (*full.split(".", 2), "")[:3]
+                if full.startswith("optimizer.") and key != "step" and name in part.names:
+                    state[f"{name}.{keys.get(key, key)}"] = mx.array(array, self.params[name].dtype)
+            part.optimizer.state = model.nest(state)
+
+    def _tree(self, params: dict[str, mx.array]) -> model.Params:
+        return model.nest({name: p.astype(self.dtype) for name, p in params.items()})
+
+
+def kept(arrays: Iterable[str]) -> dict[str, set[str]]:
+    """{NAME: the keys of its state} of names such as "optimizer.KEY.NAME"."""
+    keys: dict[str, set[str]] = {}
+    for full in arrays:
+        if full.startswith("optimizer."):
+            _, key, name = full.split(".", 2)
+            keys.setdefault(name, set()).add(key)
+    return keys
+
+
+def make_parts(
+    name: str,
+    params: dict[str, np.ndarray],
+    config: model.Config,
+    weight_decay: float,
+    betas: tuple[float, float],
+    group: mx.distributed.Group,
+) -> list[Part]:
+    """One optimizer, or for Muon, which is for matrices, two. Zeta shares its work out over the group."""
+    if name == "zeta":
+        return [Part(Zeta(betas=betas, weight_decay=weight_decay, group=group), list(params))]
+    if name == "eta":
+        return [Part(Eta(betas=betas, weight_decay=weight_decay, group=group), list(params))]
+    adamw = AdamW(1e-3, list(betas), weight_decay=weight_decay, bias_correction=True)
+    if name == "adamw":
+        return [Part(adamw, list(params))]
+    matrices = [n for n, a in params.items() if route(n, a.shape).treatment == "zeta"]
+    # MLX 0.32's Muon multiplies lr by sqrt(rows / cols) where that is above one. Times this scale, that is torch's
+    # match_rms_adamw for all matrices but those wider than the model. It adds decay to the gradient: none, then.
+    muon = Part(Muon(1e-3, weight_decay=0.0), matrices, scale=0.2 * sqrt(config.width))
+    return [muon, Part(adamw, [n for n in params if n not in matrices])]
+
+
+def counts(optimizer: Optimizer, name: str, array: mx.array) -> bool:
+    """Whether torch keeps a `step` for this parameter: AdamW's own ones do."""
+    return isinstance(optimizer, AdamW) or (isinstance(optimizer, Zeta) and route(name, array.shape)[0] == "adamw")
+
+
+def jit(function: Any) -> Any:
+    """The function compiled, on a GPU. On the CPU MLX 0.32 calls a C++ compiler for that, half a minute a model."""
+    return mx.compile(function) if mx.default_device() == mx.Device(mx.gpu) else function
+
+
+def use_device(name: str | None, dtype: str) -> None:
+    """Makes it the default device; None leaves MLX's own choice."""
+    there = ["gpu", "cpu"] if mx.is_available(mx.gpu) else ["cpu"]
+    if name is not None and name not in there:
+        raise ValueError(f"MLX has no device {name!r} on this machine: choose --device {' or '.join(there)}")
+    if name is not None:
+        mx.set_default_device(mx.gpu if name == "gpu" else mx.cpu)
+    if dtype == "float64" and mx.default_device() != mx.Device(mx.cpu):
+        raise ValueError("MLX has float64 on the CPU only: add --device cpu, or choose --dtype float32")

@@ -1,0 +1,90 @@
+"""Runs of examples and benchmarks in processes of their own, which SIGKILL ends in a known moment."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from itertools import count
+from multiprocessing import Pipe, get_context
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+sys.path += [str(Path(__file__).parents[2] / folder) for folder in ("examples", "bench")]
+LOADED = ["torch._dynamo", "torch.distributed.fsdp", "zeta.backends.torch"]
+
+
+def context() -> Any:
+    """How processes start: with what takes seconds to import in place; not on a Mac, whose frameworks bear no fork."""
+    found = get_context("forkserver" if sys.platform == "linux" else "spawn")
+    found.set_forkserver_preload(LOADED)
+    return found
+
+
+def is_killed(target: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether SIGKILL ends target(*arguments), which runs in a process of its own."""
+    process = context().Process(target=target, args=arguments, daemon=True)
+    process.start()
+    process.join(100)
+    return bool(process.exitcode == -signal.SIGKILL)
+
+
+def kill(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_lm(moment: str, arguments: list[str]) -> None:
+    """The training script with torch until this moment."""
+    import train_lm
+    from trainer import on_torch
+
+    from zeta import checkpoint
+
+    calls, step, fsync, replace = count(1), on_torch.Trainer.step, os.fsync, os.replace
+    if moment == "in a step":
+        on_torch.Trainer.step = lambda *args: kill() if next(calls) == 5 else step(*args)
+    elif moment == "before the first checkpoint":
+        checkpoint.save = kill
+    elif moment == "in the second save":
+        os.fsync = lambda *args: kill() if next(calls) == 5 else fsync(*args)
+    elif moment == "after the second save":
+        os.replace = lambda *args: (replace(*args), next(calls) == 3 and kill())
+    train_lm.main(arguments)
+
+
+def example(name: str, step: int, arguments: list[str]) -> None:
+    """An example's main, until Zeta has taken so many steps."""
+    module, calls = import_module(name), count(1)
+
+    def count_step(*_: Any) -> None:
+        if next(calls) == step:
+            kill()
+
+    if name == "finetune_mlx_lm":
+        report = module.Checkpoints.on_train_loss_report
+        module.Checkpoints.on_train_loss_report = lambda *args: (report(*args), count_step())
+    else:
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
+        register_optimizer_step_post_hook(count_step)
+    module.main(arguments)
+
+
+def convergence(runs: int, arguments: list[str]) -> None:
+    """bench/convergence.py, until so many runs are written, and others are under way."""
+    import convergence
+
+    calls, fsync = count(1), os.fsync
+    os.fsync = lambda *args: (fsync(*args), next(calls) == runs and kill())
+    convergence.worker = worker
+    convergence.main(arguments)
+
+
+def worker() -> Any:
+    """One of convergence.py's as a thread: no process that imports torch again."""
+    import convergence
+
+    mine, its = Pipe()
+    Thread(target=convergence.serve, args=(its,), daemon=True).start()
+    return mine

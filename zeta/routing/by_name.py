@@ -1,0 +1,147 @@
+"""Which parameter gets which treatment, and as which matrices: one rule for every backend.
+
+Matrices go to Zeta; vectors, biases, norms, embeddings and the output head go to AdamW, as in the paper. (The published
+code sends embeddings and head to Newton-Schulz too; the paper wins.) A parameter's name and shape decide nearly all;
+what they leave open, `zeta.routes` reads from the model.
+"""
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from functools import cache
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from zeta.routing.fused import Layer, fused
+from zeta.routing.layout import Route, check, shapes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# Matched with the module that owns the parameter ("embed_tokens" of "model.embed_tokens.weight"), not the whole path:
+# "patch_embeddings.projection" is a projection. Position tables and special tokens are embeddings.
+EMBEDDING = re.compile(
+    r"embed|(^|_)(emb|embd|wte|wpe|pos|position)(_|$)|(^|_)(cls|mask|register|dist|distillation)_tokens?$"
+    r"|^shared$|^relative_attention_bias$"
+)
+# A head stands outside the numbered layers; "lm_head" is one wherever it stands.
+HEAD = re.compile(
+    r"^(head|heads|output|unembed|classifier|score|logits|proj_out|output_projection|qa_outputs|decoder)$"
+)
+LM_HEAD = re.compile(r"(^|_)lm_heads?$")
+HEAD_END = re.compile(r"((^|[._])(head|classifier)\.(fc|out_proj|out)|^fc)$")  # of timm, RoBERTa, torchvision
+STACK = re.compile(r"expert|switch_mlp|switch_glu|moe")
+CONVOLUTION = re.compile(r"conv|patch_embed")
+LORA = re.compile(r"(^|\.)lora_[abAB](\.|$)")
+LEAF = re.compile(r"^(weight|bias|kernel|scale|gamma|beta|\d+)$")
+# What torch.compile, DDP, FSDP, activation checkpoints and PEFT add to a path.
+WRAPPER = re.compile(
+    r"(^module|\b_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer|original_module"
+    r"|modules_to_save\.\w+)\."
+)
+
+
+@cache
+def route(name: str, shape: tuple[int, ...], layer: Layer | None = None) -> Route:
+    """The route of the parameter called `name` (its dotted path; "" if unknown) of this shape.
+
+    `layer` is what its model tells about it; None is `layer_of(name, shape)`.
+    """
+    layer = layer or layer_of(name, shape)
+    if 0 in shape:
+        return Route("adamw", (), "empty")
+    if len(shape) < 2:
+        return Route("adamw", (), "vector")
+    if layer.kind in ("bias", "norm", "embedding", "quantisation scale"):
+        return Route("adamw", (), layer.kind)
+    if len(shape) > 2 and sum(n > 1 for n in shape) < 2:  # a layer scale as (channels, 1, 1)
+        return Route("adamw", (), "vector")
+    if layer.kind == "head":
+        return Route("adamw", (), "output head", doubt=layer.doubt)
+    if layer.kind == "convolution":
+        return convolution(shape, layer.groups)
+    if layer.kind == "lora":
+        return Route("zeta", (prod(shape[:-2]), *shape[-2:]), "LoRA pair")
+    reason = "matrix" if len(shape) == 2 else "stack of matrices"
+    return fused(shape, layer) or Route("zeta", (prod(shape[:-2]), *shape[-2:]), reason, doubt=layer.doubt)
+
+
+def convolution(shape: tuple[int, ...], groups: int) -> Route:
+    if groups == shape[0] > 1:
+        return Route("adamw", (), "depthwise convolution: a vector a channel")
+    reason = "convolution as (out, rest)" + (f" in {groups} groups" if groups > 1 else "")
+    return Route("zeta", (groups, shape[0] // groups, prod(shape[1:])), reason)
+
+
+@cache
+def layer_of(name: str, shape: tuple[int, ...]) -> Layer:
+    """What a parameter's name (and the number of its axes) tells about its layer."""
+    name = WRAPPER.sub("", name)
+    *path, leaf = name.split(".")
+    modules = [*path, *([] if LEAF.match(leaf) else [leaf])]
+    numbered = modules and modules[-1].isdigit()
+    while modules and modules[-1].isdigit():
+        modules.pop()
+    owner = modules[-1] if modules else ""
+    inside_layer = any(part.isdigit() for part in modules)
+
+    if LORA.search(name):
+        return Layer("lora", owner)
+    if leaf in ("scales", "biases"):  # of MLX's quantised layers: one of each for a group of weights
+        return Layer("quantisation scale", owner)
+    if leaf.endswith("bias") and owner != "relative_attention_bias":
+        return Layer("bias", owner)
+    if "norm" in owner or re.match(r"ln(_|\d|$)", owner):
+        return Layer("norm", owner)
+    if EMBEDDING.search(owner) and len(shape) < 4:
+        return Layer("embedding", owner)
+    if LM_HEAD.search(owner) or (not inside_layer and (HEAD.match(owner) or HEAD_END.search(".".join(modules)))):
+        doubt = "is one of several layers of the head, of which only the last should go to AdamW"
+        return Layer("head", owner, doubt=doubt if numbered else "")
+    if len(shape) > 2 and not STACK.search(name) and (len(shape) > 3 or CONVOLUTION.search(name)):
+        return Layer("convolution", owner)
+    unknown = len(shape) == 3 and not STACK.search(name)
+    return Layer("matrix", owner, doubt="is taken for a stack of matrices, but may be a convolution" if unknown else "")
+
+
+def overruled(by_rule: Route, wish: str | Route, shape: tuple[int, ...]) -> Route:
+    """The route that a user asks for: a treatment, or a whole route. Raises ValueError where the shape forbids it."""
+    if isinstance(wish, Route):
+        return check(wish, shape)
+    if wish not in ("zeta", "adamw"):
+        raise ValueError(f'treatment is {wish!r}, but must be "zeta", "adamw" or a zeta.Route')
+    if wish == by_rule.treatment:
+        return by_rule._replace(doubt="")
+    if wish == "adamw":
+        return Route("adamw", (), "by your choice")
+    if len(shape) < 2:
+        raise ValueError(f'treatment "zeta" needs matrices, but one of its parameters has shape {tuple(shape)}')
+    return route("", tuple(shape), Layer("matrix" if len(shape) < 4 else "convolution"))
+
+
+def warn_of_doubts(routes: Mapping[str, Route], remedy: str) -> None:
+    """Names all parameters whose route is a guess, each once for all numbered layers."""
+    doubts = {re.sub(r"\b\d+\b", "*", name): r.doubt for name, r in routes.items() if r.doubt}
+    if doubts:
+        lines = "; ".join(f"{name} {doubt}" for name, doubt in doubts.items())
+        warnings.warn(f"{lines}: {remedy}", stacklevel=4)
+
+
+def report(parameters: Iterable[tuple[str, Any]], routes: Mapping[str, Route] | None = None) -> "Table":
+    """A rich table: name, shape, treatment, matrices, an update's RMS and the reason of every floating-point parameter.
+
+    `parameters` are (name, array) pairs, as `model.named_parameters()` or `mlx.utils.tree_flatten(model.parameters())`
+    gives them; `routes` is what `zeta.routes(model)` says, None for what the names say: `rich.print(zeta.report(...))`.
+    """
+    from rich.table import Table  # not at import: a training run needs none
+
+    table = Table("parameter", "shape", "treatment", "matrices", "update RMS", "reason")
+    for name, array in parameters:
+        if "float" not in str(array.dtype):  # packed weights of a quantised layer
+            continue
+        shape = tuple(array.shape)
+        r = routes[name] if routes else route(name, shape)
+        matrices = " + ".join("x".join(map(str, s)) for s in shapes(r))
+        rms = "0.2 lr" if r.treatment == "zeta" else "up to lr"
+        table.add_row(name, "x".join(map(str, shape)), r.treatment, matrices, rms, r.reason + ("?" if r.doubt else ""))
+    return table

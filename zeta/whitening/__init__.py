@@ -1,0 +1,1 @@
+"""What whitening does to a run's own matrices: scale, spectrum, evenness. `zeta inspect` shows it."""
