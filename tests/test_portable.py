@@ -193,13 +193,13 @@ def test_one_lost_moment_would_show(
                 assert_same(out, begun.parent / "whole")
 
 
-@pytest.mark.parametrize("library, said", [("torch", "that wrote it, Zeta, with"), ("mlx", "written by Zeta, but")])
-def test_a_checkpoint_of_another_optimizer_is_named_so(begun: Path, library: str, said: str) -> None:
+@pytest.mark.parametrize("library", ["torch", "mlx"])
+def test_a_checkpoint_of_another_optimizer_is_named_so(begun: Path, library: str) -> None:
     saved, s = checkpoint.load(begun / FILE)
     config = model.Config(**{name: s[name] for name in settings.SHAPE} | {"vocab": 256})
     other = train_lm.make_trainer(library, config, s | {"device": "cpu", "optimizer": "eta"})
     before = other.arrays()
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=r"but Eta keeps .* that wrote it, Zeta, with"):
         other.load(saved)
     assert all(np.array_equal(before[name], array) for name, array in other.arrays().items())
 

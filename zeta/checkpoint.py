@@ -20,12 +20,13 @@ FORMAT, VERSION = "zeta", "2"  # 1 had no digest
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
-def save(path: Path, arrays: Arrays, settings: Mapping[str, Any]) -> None:
+def save(path: Path | str, arrays: Arrays, settings: Mapping[str, Any]) -> None:
     """Writes the file whole or not at all: what was there before stays until the new one is safely on disk.
 
     `settings` is whatever JSON can hold: hyper-parameters, shape, step. Raises ValueError for an array with NaN or
     infinity in it, OSError where the disk is full or the folder cannot be written to.
     """
+    path = Path(path)
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             remedy = "go on from the one there with a lower lr" if path.exists() else "begin anew with a lower lr"
@@ -49,8 +50,9 @@ def save(path: Path, arrays: Arrays, settings: Mapping[str, Any]) -> None:
     os.close(folder)
 
 
-def load(path: Path) -> tuple[Arrays, dict[str, Any]]:
+def load(path: Path | str) -> tuple[Arrays, dict[str, Any]]:
     """(arrays, settings) as they were saved. Raises FileNotFoundError, or ValueError for any other kind of file."""
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:

@@ -1,6 +1,5 @@
 """What the language model needs from MLX: fused operations, gradients averaged over ranks, optimizers, state."""
 
-from collections.abc import Iterable
 from functools import partial
 from math import sqrt
 from typing import Any, NamedTuple
@@ -12,9 +11,8 @@ from mlx.nn import average_gradients
 from mlx.optimizers import AdamW, Muon, Optimizer, clip_grad_norm
 
 from trainer import model
-from zeta.backends.mlx import Eta, Zeta
+from zeta.backends.mlx import Eta, Zeta, load_named_state, named_state, to_numpy
 from zeta.routing.by_name import route
-from zeta.storage import writers
 
 
 def rms_norm(x: mx.array, weight: mx.array) -> mx.array:
@@ -31,8 +29,6 @@ def cross_entropy(scores: mx.array, targets: mx.array) -> mx.array:
 
 FUSED = model.Operations(rms_norm, attention, cross_entropy)
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float64": mx.float64}
-# The state of MLX's own optimizers under the names that it has in torch.
-NAMES = {AdamW: {"m": "exp_avg", "v": "exp_avg_sq"}, Muon: {"v": "momentum_buffer"}, Zeta: {}, Eta: {}}
 
 
 class Part(NamedTuple):
@@ -128,51 +124,14 @@ class Trainer:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What `zeta.checkpoint` saves: parameters by name, the optimizer's state as "optimizer.KEY.NAME"."""
-        found = dict(self.params)
-        for part in self.parts:
-            spelled = NAMES[type(part.optimizer)]
-            for full, value in model.flatten(part.optimizer.state).items():
-                name, _, key = full.rpartition(".")
-                if name in self.params:
-                    found[f"optimizer.{spelled.get(key, key)}.{name}"] = value
-            step = part.optimizer.step.astype(mx.float32)  # torch counts for each parameter of AdamW
-            counted = [name for name in part.names if counts(part.optimizer, name, self.params[name])]
-            found |= {f"optimizer.step.{name}": step for name in counted}
-        return {name: np.array(value) for name, value in found.items()}
+        return to_numpy(named_state(self.params, [part.optimizer for part in self.parts]))
 
     def load(self, arrays: dict[str, np.ndarray]) -> None:
         """Continues from arrays that `arrays` of either library gave. Raises ValueError for another optimizer's."""
-        needs, has = kept(self.arrays()), kept(arrays)
-        wrong = next((name for name in needs | has if needs.get(name) != has.get(name)), None)
-        if has and wrong:  # a torch optimizer has none before its first step
-            got, want = has.get(wrong, set()), needs.get(wrong, set())
-            raise ValueError(
-                f"the checkpoint's state of {wrong} is {sorted(got)}, written by {writers(got)}, but this optimizer "
-                f"keeps {sorted(want)}: give the --optimizer that wrote it"
-            )
-        self.params = {name: mx.array(arrays[name], p.dtype) for name, p in self.params.items()}
-        for part in self.parts:
-            keys = {new: old for old, new in NAMES[type(part.optimizer)].items()}
-            steps = [int(a) for name, a in arrays.items() if name.startswith("optimizer.step.")]
-            state: dict[str, Any] = {"step": mx.array(max(steps, default=0), mx.uint64)}
-            for full, array in arrays.items():
-                _, key, name = (*full.split(".", 2), "")[:3]
-                if full.startswith("optimizer.") and key != "step" and name in part.names:
-                    state[f"{name}.{keys.get(key, key)}"] = mx.array(array, self.params[name].dtype)
-            part.optimizer.state = model.nest(state)
+        load_named_state(self.params, [part.optimizer for part in self.parts], arrays)
 
     def _tree(self, params: dict[str, mx.array]) -> model.Params:
         return model.nest({name: p.astype(self.dtype) for name, p in params.items()})
-
-
-def kept(arrays: Iterable[str]) -> dict[str, set[str]]:
-    """{NAME: the keys of its state} of names such as "optimizer.KEY.NAME"."""
-    keys: dict[str, set[str]] = {}
-    for full in arrays:
-        if full.startswith("optimizer."):
-            _, key, name = full.split(".", 2)
-            keys.setdefault(name, set()).add(key)
-    return keys
 
 
 def make_parts(
@@ -196,11 +155,6 @@ def make_parts(
     # match_rms_adamw for all matrices but those wider than the model. It adds decay to the gradient: none, then.
     muon = Part(Muon(1e-3, weight_decay=0.0), matrices, scale=0.2 * sqrt(config.width))
     return [muon, Part(adamw, [n for n in params if n not in matrices])]
-
-
-def counts(optimizer: Optimizer, name: str, array: mx.array) -> bool:
-    """Whether torch keeps a `step` for this parameter: AdamW's own ones do."""
-    return isinstance(optimizer, AdamW) or (isinstance(optimizer, Zeta) and route(name, array.shape)[0] == "adamw")
 
 
 def jit(function: Any) -> Any:
