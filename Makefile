@@ -5,12 +5,17 @@ CONSTRAINTS ?= constraints.txt
 INSTALL = $(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable
 TOO_OLD = zeta needs Python 3.11 or newer, but $(PYTHON) is %d.%d.%d: make $(or $(MAKECMDGOALS),train) PYTHON=python3.12
 
-.PHONY: train test parity bench lint
+.PHONY: train test quick parity bench lint
 train: .venv/train
 	$(BIN)/python examples/train_lm.py
 
 test: .venv/test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Under 20 seconds: the algorithm, its forms, routing, plans, files.
+QUICK = core family forms routing sharing param_groups mlx_optimizer checkpoint rooms
+quick: .venv/test
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(QUICK:%=tests/test_%.py)
 
 parity: .venv/test
 	$(BIN)/zeta parity

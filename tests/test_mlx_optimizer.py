@@ -360,7 +360,7 @@ def test_the_example_refuses_another_optimizers_checkpoint(wrote, reads):
     config = model.Config(vocab=16, context=4, layers=1, width=8, heads=2, kv_heads=1)
     writer, reader = (on_mlx.Trainer(config, model.init(config, 0), name, device="cpu") for name in (wrote, reads))
     before = reader.arrays()
-    with pytest.raises(ValueError, match="give the --optimizer that wrote it"):
+    with pytest.raises(ValueError, match="load it into the optimizer that wrote it"):
         reader.load(writer.arrays())
     assert all(np.array_equal(before[name], value) for name, value in reader.arrays().items())
 
