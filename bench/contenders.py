@@ -16,6 +16,8 @@ from zeta.family import uncut
 from zeta.preconditioned import eigh, power
 from zeta.stages import ema, entries, left, nonzero, one, right, to_rms, whiten
 
+SEARCHED = 100  # the seed of all runs that a search compares
+LOOKS = 10  # at the held-out loss, in a run of another seed
 REST = (0.9, 0.95)  # AdamW's betas, for what is not a matrix
 EVERY = 10  # steps from one decomposition to the next
 
@@ -25,7 +27,9 @@ class Setting(NamedTuple):
 
     task: str
     optimizer: str
-    lr: float
+    lr: float  # of the matrices
+    adamw_lr: float  # of the rest, AdamW's: embedding, head, norms
+    weight_decay: float  # of both
     b1: float
     b2: float
     seed: int
@@ -107,31 +111,34 @@ ONE_BETA = {"muon", "eta", "eta_plain", "signum", "adago", "dion2", "schattor"} 
 
 
 def make(s: Setting, model: nn.Module) -> torch.optim.Optimizer:
-    """The setting's optimizer of all the model's parameters."""
-    options: dict[str, Any] = dict(lr=s.lr, betas=(s.b1, s.b2), weight_decay=0.1)
-    rule = CONTENDERS[s.optimizer][1]
-    if rule is None:
-        return torch.optim.AdamW(model.parameters(), **options)
+    """The setting's optimizer of all the model's parameters, products in float32; its groups' lr are their highest."""
     groups = param_groups(model)
     for group in groups:
-        group |= {"betas": REST} if group["treatment"] == "adamw" else {}
+        matrices = group["treatment"] == "zeta"
+        group |= {"lr": s.lr, "betas": (s.b1, s.b2)} if matrices else {"lr": s.adamw_lr, "betas": REST}
+    rule = CONTENDERS[s.optimizer][1]
+    if rule is None:
+        kept = ("params", "lr", "betas")
+        return torch.optim.AdamW([{key: g[key] for key in kept} for g in groups], weight_decay=s.weight_decay)
     of_rule: type[Zeta] = type("OfRule", (Zeta,), {"rule": rule})
-    return of_rule(groups, **options)
+    return of_rule(groups, weight_decay=s.weight_decay, ns_dtype=torch.float32)
 
 
-def train(s: Setting, task: tasks.Task, every: int) -> dict[str, Any]:
-    """{curve: [[step, held-out loss], ...], final: its end, or None where the run diverged, and what it cost}.
+def train(s: Setting, task: tasks.Task) -> dict[str, Any]:
+    """What a line holds beside the setting: {parameters, tokens_per_parameter, final: the loss on the search's split,
+    or None where the run diverged, claims: that on the other (where the task has one, and the seed is not the
+    search's), curve: [[step, loss on the search's split], ...], and what it cost}.
 
-    The curve has a point `every` so many steps, and the last. Milliseconds are of this process, not of the clock, so
-    that other processes count little.
+    Times are of this process, not of the clock, so that other processes count little.
     """
     model, curve, spent, inside = task.model(s.seed), [], 0.0, 0.0
-    optimizer = make(s, model)
-    schedule = {"lr": s.lr, "steps": s.steps, "warmup": min(10, s.steps // 10)}
+    optimizer, looks = make(s, model), 1 if s.seed == SEARCHED else LOOKS
+    warmup = min(max(10, s.steps // 100), s.steps // 10)
+    peaks = [group["lr"] for group in optimizer.param_groups]
     for step in range(1, s.steps + 1):
         start = process_time()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, schedule)
+        for group, lr in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = learning_rate(step, {"lr": lr, "steps": s.steps, "warmup": warmup})
         loss = model(*task.batch(step, s.seed))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -142,18 +149,23 @@ def train(s: Setting, task: tasks.Task, every: int) -> dict[str, Any]:
         if not isfinite(loss.item()):
             curve.append([step, None])
             break
-        if step % every == 0 or step == s.steps:
-            curve.append([step, round(held_out(model, task), 5)])
+        if step % -(-s.steps // looks) == 0 or step == s.steps:
+            curve.append([step, held_out(model, task.search)])
     final = curve[-1][1]
-    final = final if final is not None and isfinite(final) else None
-    cost = {"step_ms": round(1e3 * spent / step, 2), "optimizer_ms": round(1e3 * inside / step, 2)}
-    return {"final": final, **cost, "state": round(state_size(model, optimizer), 3), "curve": curve}
+    result = {"final": final, "curve": curve, "data": task.data, "state": round(state_size(model, optimizer), 3)}
+    if task.claims and s.seed != SEARCHED:
+        result["claims"] = held_out(model, task.claims) if final is not None else None
+    parameters = sum(p.numel() for p in model.parameters())
+    result |= {"parameters": parameters, "tokens_per_parameter": round(s.steps * task.tokens / parameters, 3)}
+    ms = {"step_ms": round(1e3 * spent / step, 2), "optimizer_ms": round(1e3 * inside / step, 2)}
+    return result | ms | {"seconds": round(spent, 2)}
 
 
 @torch.no_grad()
-def held_out(model: nn.Module, task: tasks.Task) -> float:
-    """The mean loss over the batches held out."""
-    return sum(model(*batch).item() for batch in task.held_out) / len(task.held_out)
+def held_out(model: nn.Module, batches: list[tuple[torch.Tensor, ...]]) -> float | None:
+    """The mean loss over the batches; None where it is not finite."""
+    loss = sum(model(*batch).item() for batch in batches) / len(batches)
+    return round(loss, 5) if isfinite(loss) else None
 
 
 def state_size(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:

@@ -4,11 +4,12 @@
     python bench/convergence.py table    # Markdown
     python bench/convergence.py plot
 
-The search, for each task and optimizer, on a seed of its own: a learning rate, on a grid of factors of two, whose
-neighbours are both worse, then b1 among 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9 and 0.95 likewise, then the learning rate
-once more, then b2, 0.99 against 0.95, where the optimizer has one. It starts at lr 1.6e-2 and b1 0.7, of AdamW and SOAP
-at 2e-3 and 0.8. All matrices go to the optimizer, the rest to AdamW with the same lr and betas (0.9, 0.95). Weight
-decay 0.1, ten steps of warm-up, half a cosine to zero, gradients clipped to norm 1, float32, one thread.
+The search, for each task and optimizer, on a seed of its own: the learning rate of the matrices, AdamW's of the rest,
+b1 and weight decay, in turn, each to its better neighbour as long as there is one, until on every axis the neighbours
+on both sides are worse. Neighbours are half and twice the value; of b1, of 1 - b1. A language model of the next size
+begins at the best of the one below; the largest takes that as it is. Not searched: b2, 0.95 for AdamW, NorMuon and
+SOAP and 0.99 for the others, and the rest's betas (0.9, 0.95). Warm-up of a hundredth, ten steps at least, half a
+cosine to zero, gradients clipped to norm 1, float32, one thread.
 """
 
 import argparse
@@ -16,88 +17,104 @@ import json
 import multiprocessing
 import os
 import platform
+import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
+from itertools import cycle, pairwise
 from math import inf
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import CONTENDERS, ONE_BETA, Setting, train
+from contenders import CONTENDERS, SEARCHED, Setting, train
 from standings import Runs, draw, table
-from tasks import TASKS
+from tasks import SIZES, TASKS
 
 HERE = Path(__file__).parent
-LR, B1, B2 = [8e-3 * 2.0**k for k in range(-5, 4)], [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95], [0.95, 0.99]
-SEARCHED = 100
-ADAM = ("adamw", "soap")  # their entries move by up to lr, five times as far as the others'
-CLAIMED = ("eta", "zeta", "zeta_nesterov", "muon", "adamuon")  # on all tasks, with ten seeds and more
-UNDECIDED = {("moe", "eta"), ("moe", "zeta")}  # after ten seeds, so twenty were added
-FIRST = (*CLAIMED, "normuon", "soap", "adamw")  # on all tasks; these three, and the next, with five
-VARIANCE = ("rank1_before", "rank1_after", "rank1_both", "whiten_after", "whiten_both", "eta_plain")
-ORDER = [(task, name) for name in FIRST for task in TASKS]
-ORDER += [("lm", name) for name in dict.fromkeys((*VARIANCE, *CONTENDERS)) if name not in FIRST]
+AXES = ("lr", "adamw_lr", "b1", "weight_decay")
+FIRST = ("eta", "zeta", "muon", "normuon", "adamw")
+THEN = ("soap", "adamuon", "zeta_nesterov", "signum", "rank1_before", "rank1_after", "rank1_both", "whiten_after")
+ABOVE = dict(pairwise(SIZES))  # a size -> the next
+BELOW = {size: below for below, size in ABOVE.items()}
+SEEDS = 5
 Known = dict[Setting, dict[str, Any]]
 
 
-def final(known: Known, s: Setting) -> float:
-    """The held-out loss of a finished run; inf where it diverged."""
-    loss = known[s]["final"]
-    return inf if loss is None else float(loss)
+def needed(known: Known, tasks: Sequence[str], optimizers: Sequence[str], steps: int | None = None) -> list[Setting]:
+    """What is missing, the most wanted first: a search, then all optimizers' fresh seeds, task by task."""
+    todo: list[Setting] = []
+    for names in (FIRST, [name for name in (*THEN, *CONTENDERS) if name not in FIRST]):
+        for task in tasks:
+            asked = [chosen(known, start_of(task, name, steps)) for name in names if name in optimizers]
+            todo += [s for _, missing in asked for s in missing]
+            todo += [best._replace(seed=seed) for seed in range(SEEDS) for best, _ in asked if best]
+    return [s for s in dict.fromkeys(todo) if s not in known]
 
 
-def search(known: Known, start: Setting) -> tuple[Setting | None, list[Setting]]:
+def start_of(task: str, optimizer: str, steps: int | None = None) -> Setting:
+    """Where the search starts, on the smallest size. AdamW's entries, SOAP's and Signum's move with lr alone."""
+    lr = 4e-3 if optimizer in ("adamw", "soap", "signum") else 1.6e-2
+    b2 = 0.95 if optimizer in ("adamw", "soap", "normuon") else 0.99
+    return Setting(task, optimizer, lr, 8e-3, 0.1, 0.8, b2, SEARCHED, steps or TASKS[task][1])
+
+
+def chosen(known: Known, start: Setting) -> tuple[Setting | None, list[Setting]]:
+    """(the setting of the fresh seeds, []), or (None, the runs that must come first)."""
+    below = BELOW.get(start.task)
+    if not below:
+        return search(known, start)
+    short = start.steps != TASKS[start.task][1]
+    best, missing = chosen(known, start._replace(task=below, steps=start.steps if short else TASKS[below][1]))
+    if not best:
+        return None, missing
+    best = best._replace(task=start.task, steps=start.steps)
+    return search(known, best) if start.task in ABOVE else (best, [])
+
+
+def search(known: Known, best: Setting) -> tuple[Setting | None, list[Setting]]:
     """(the best setting, []), or (None, the runs that the search needs next)."""
-    grid, best = {"lr": LR, "b1": B1, "b2": B2}, start
-    for axis in ("lr", "b1", "lr", "b2")[: 3 if start.optimizer in ONE_BETA else 4]:
+    since = 0  # how many axes have been looked along since it moved
+    for axis in cycle(AXES):
         while True:
-            values, i = grid[axis], grid[axis].index(getattr(best, axis))
-            near = [best] + [best._replace(**{axis: v}) for v in values[max(i - 1, 0) : i + 2] if v != values[i]]
+            near = [best, *beside(best, axis)]
             missing = [s for s in near if s not in known]
             if missing:
                 return None, missing
             better = min(near, key=lambda s: final(known, s))
             if better == best:
                 break
-            best = better
-    return best, []
+            best, since = better, 0
+        since += 1
+        if since == len(AXES):
+            return best, []
+    raise AssertionError("a cycle ends")
 
 
-def start_of(task: str, optimizer: str, steps: int | None) -> Setting:
-    """Where the search starts."""
-    lr, b1, b2 = (2e-3, 0.8, 0.95) if optimizer in ADAM else (1.6e-2, 0.7, 0.99)
-    return Setting(task, optimizer, lr, b1, b2, SEARCHED, steps or TASKS[task][1])
+def beside(s: Setting, axis: str) -> list[Setting]:
+    """The setting's neighbours along an axis: half the value and twice, where the axis has one."""
+    if axis == "b1":
+        rest = [(1 - s.b1) * factor for factor in (0.5, 2)]
+        return [s._replace(b1=round(1 - x, 6)) for x in rest if 0.01 < x < 1]
+    value = getattr(s, axis)
+    low = 0.01 if axis == "weight_decay" else 0.0  # less takes a hundredth of the weights, in the longest run
+    return [s._replace(**{axis: x}) for x in (value / 2, 2 * value) if x > low]
 
 
-def needed(known: Known, start: Setting) -> list[Setting]:
-    """What is missing of this optimizer's search or, after it, of its fresh seeds."""
-    best, missing = search(known, start)
-    return [s for s in fresh(best) if s not in known] if best else missing
+def final(known: Known, s: Setting) -> float:
+    """The loss of a finished run on the search's split; inf where it diverged."""
+    loss = known[s]["final"]
+    return inf if loss is None else float(loss)
 
 
-def fresh(best: Setting) -> list[Setting]:
-    whole = best.steps == TASKS[best.task][1]
-    wanted = seeds(best.task, best.optimizer)
-    return [best._replace(seed=seed) for seed in range(wanted if whole else min(wanted, 5))]
-
-
-def seeds(task: str, optimizer: str) -> int:
-    """How many a run of the task's own length gets; a shorter one, which proves little, at most five."""
-    if (task, optimizer) in UNDECIDED:
-        return 30
-    if optimizer in CLAIMED:
-        return 20 if task == "vit" else 10  # whose losses scatter more
-    return 5 if optimizer in FIRST + VARIANCE else 3
-
-
-def run(starts: list[Setting], out: Path, workers: int) -> None:
+def run(tasks: list[str], optimizers: list[str], steps: int | None, out: Path, workers: int) -> None:
     """Deals the missing runs out to processes and appends a line for each that is done, until none is missing."""
-    known, idle, busy = read(out), [worker() for _ in range(workers)], dict[Any, Setting]()
+    known, idle, busy, about = read(out), [worker() for _ in range(workers)], dict[Any, Setting](), versions()
     whole(out)
     with out.open("a") as file:
         while True:
-            todo = [s for start in starts for s in needed(known, start) if s not in busy.values()]
+            todo = [s for s in needed(known, tasks, optimizers, steps) if s not in busy.values()]
             while idle and todo:
                 busy[pipe := idle.pop()] = todo.pop(0)
                 pipe.send(busy[pipe])
@@ -106,7 +123,7 @@ def run(starts: list[Setting], out: Path, workers: int) -> None:
             for pipe in wait(list(busy)):
                 s = busy.pop(pipe)
                 known[s] = pipe.recv()
-                file.write(json.dumps(s._asdict() | known[s] | VERSIONS) + "\n")
+                file.write(json.dumps(s._asdict() | known[s] | about) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
                 idle.append(pipe)
@@ -128,7 +145,24 @@ def whole(out: Path) -> None:
         os.truncate(out, len(text[: text.rfind("\n") + 1].encode()))
 
 
-VERSIONS = {name: version(name) for name in ("torch", "numpy", "scikit-learn")} | {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """What a run depends on beside its setting: libraries, the commit (and whether code differs from it), the CPU."""
+    commit, changed = git("describe", "--always", "--exclude=*"), git("diff", "--name-only", "HEAD", "--", "*.py")
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.partition(": ")[2] for line in info.read_text().splitlines() if "model name" in line]
+        if info.exists()
+        else []
+    )
+    cpu = f"{names[0] if names else platform.processor()}, {torch.backends.cpu.get_cpu_capability()}"
+    libraries = {name: version(name) for name in ("torch", "numpy", "scikit-learn")}
+    return libraries | {"python": platform.python_version(), "commit": commit + "-changed" * bool(changed), "cpu": cpu}
+
+
+def git(*arguments: str) -> str:
+    """What git says of this repository; nothing where there is none."""
+    command = ["git", "-C", str(HERE.parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def worker() -> Connection:
@@ -149,45 +183,49 @@ def serve(pipe: Connection) -> None:
             s = pipe.recv()
             if s.task not in loaded:
                 loaded[s.task] = TASKS[s.task][0]()
-            looks = 1 if s.seed == SEARCHED else 12  # the search needs the end alone
-            pipe.send(train(s, loaded[s.task], every=-(-s.steps // looks)))
+            pipe.send(train(s, loaded[s.task]))
 
 
-def outcomes(known: Known, starts: list[Setting]) -> dict[str, Runs]:
-    """Task -> optimizer -> its runs on the fresh seeds, where the search and all of them are done."""
-    found: dict[str, Runs] = {}
-    for start in starts:
-        best, _ = search(known, start)
-        if best and all(s in known for s in fresh(best)):
-            found.setdefault(start.task, {})[start.optimizer] = [known[s] for s in fresh(best)]
-    return found
+def outcomes(known: Known) -> dict[str, Runs]:
+    """Task -> optimizer -> its runs on fresh seeds, of the setting that was run last, whether or not all are done."""
+    last = {(s.task, s.optimizer): s._replace(seed=SEARCHED) for s in known if s.seed != SEARCHED}
+    ran: dict[str, Runs] = {}
+    for (task, optimizer), setting in last.items():
+        fresh = sorted(
+            (s for s in known if s != setting and s._replace(seed=SEARCHED) == setting), key=lambda s: s.seed
+        )
+        ran.setdefault(task, {})[optimizer] = [known[s] for s in fresh]
+    return ran
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
-    steps = 40 if args.quick else args.steps
-    out = args.out or HERE / ("quick.jsonl" if args.quick else "convergence.jsonl")
-    optimizers = args.optimizers or (FIRST if args.quick else CONTENDERS)
-    starts = [start_of(t, o, steps) for t, o in ORDER if t in args.tasks and o in optimizers]
     if args.command == "run":
-        return run(starts, out, args.workers)
-    found = outcomes(read(out), starts)
-    if not found:
-        raise SystemExit(f"no optimizer is finished in {out}: `run` with the same flags goes on")
+        return run(args.tasks, args.optimizers, args.steps, args.out, args.workers)
+    known = {s: line for s, line in read(args.out).items() if s.optimizer in args.optimizers and s.task in args.tasks}
+    ran = outcomes(known)
+    if not ran:
+        raise SystemExit(f"no fresh seed of these is in {args.out}: `run` with the same flags goes on")
     if args.command == "plot":
-        return draw(found, args.picture or out.with_suffix(".png"))
-    print("\n\n".join(table(task, runs, args.against) for task, runs in found.items()))
+        return draw(ran, args.picture or args.out.with_suffix(".png"))
+    print("\n\n".join(table(task, runs, args.against) for task, runs in ran.items()))
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("command", choices=["run", "table", "plot"])
-    p.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    p.add_argument("--optimizers", nargs="+", choices=CONTENDERS, metavar="NAME", help=", ".join(CONTENDERS))
-    p.add_argument("--quick", action="store_true", help="40 steps a run, the first eight optimizers: some ten minutes")
+    p.add_argument("--tasks", nargs="+", choices=TASKS, default=list(SIZES), help=f"({', '.join(SIZES)})")
+    p.add_argument(
+        "--optimizers",
+        nargs="+",
+        choices=CONTENDERS,
+        default=(*FIRST, *THEN),
+        metavar="NAME",
+        help=", ".join(CONTENDERS),
+    )
     p.add_argument("--steps", type=int, metavar="N", help="of every run (default: the task's own)")
     p.add_argument("--workers", type=int, default=2, metavar="N", help="processes of one thread each (2)")
-    p.add_argument("--out", type=Path, metavar="FILE", help="the runs, a line each (bench/convergence.jsonl)")
+    p.add_argument("--out", type=Path, default=HERE / "budgets.jsonl", metavar="FILE", help="the runs, a line each")
     p.add_argument("--against", default="eta", choices=CONTENDERS, metavar="NAME", help="whom `table` subtracts (eta)")
     p.add_argument("--picture", type=Path, metavar="FILE", help="what `plot` writes (--out's name as .png)")
     return p

@@ -1,10 +1,12 @@
-"""The three tasks of `convergence.py`, small enough for one core: a model, its batches and its held-out loss."""
+"""The tasks of `convergence.py`, small enough for one core: a model, its batches and the losses held out."""
 
 import sys
 from collections.abc import Callable
-from math import sqrt
+from functools import partial
+from math import ceil, prod, sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -16,19 +18,46 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))  # whose file
 from trainer import model, text
 from trainer.on_torch import FUSED, Layer, Net
 
-BATCH, CONTEXT, WINDOWS = 4, 96, 64
 EXPERTS, CHOSEN = 4, 2
+BUDGET = 10  # bytes a parameter
 
 
 class Task(NamedTuple):
     model: Callable[[int], nn.Module]  # of a seed; model(*batch) is the loss ()
     batch: Callable[[int, int], tuple[Tensor, ...]]  # of a step and a seed
-    held_out: list[tuple[Tensor, ...]]  # batches of one size
+    search: list[tuple[Tensor, ...]]  # batches of one size, held out, that the search looks at
+    claims: list[tuple[Tensor, ...]] = []  # noqa: RUF012 (of a tuple; batches held out that it never sees)
+    tokens: int = 0  # a batch
+    data: str = ""  # a checksum
 
 
-def lm(experts: bool = False) -> Task:
-    """examples/train_lm.py's default model, on fewer bytes a step: 4 windows of 96 of Python's own library."""
-    config = model.Config(256, CONTEXT, layers=2 if experts else 4, width=128, heads=4, kv_heads=2)
+class Size(NamedTuple):
+    """A language model and the text it sees: `windows` of each split are held out."""
+
+    layers: int
+    width: int
+    rows: int
+    context: int
+    windows: int
+
+    @property
+    def config(self) -> model.Config:
+        return model.Config(256, self.context, self.layers, self.width, heads=4, kv_heads=2)
+
+    @property
+    def steps(self) -> int:
+        """BUDGET bytes for every parameter."""
+        parameters = sum(prod(shape) for shape in model.shapes(self.config).values())
+        return ceil(BUDGET * parameters / (self.rows * self.context))
+
+
+SHORT = Size(layers=4, width=128, rows=4, context=96, windows=64)
+SIZES = {f"lm_{name}": Size(3, width, 16, 128, 512) for name, width in (("100k", 48), ("300k", 88), ("600k", 120))}
+
+
+def lm(size: Size = SHORT, experts: bool = False) -> Task:
+    """examples/train_lm.py's model on Python's own library; one half of the held-out files is for claims alone."""
+    config, length = size.config, size.context + 1
     train, validation = (np.frombuffer(part, np.uint8) for part in text.load())
     rope = tuple(torch.tensor(a, dtype=torch.float32) for a in model.rotations(config))
     ops = FUSED._replace(block=mixture if experts else lambda layer, *rest: layer(*rest))
@@ -40,15 +69,21 @@ def lm(experts: bool = False) -> Task:
         return Net(arrays, torch.float32, rope=rope, config=config, ops=ops)
 
     def batch(step: int, seed: int) -> tuple[Tensor, ...]:
-        return (torch.from_numpy(text.batch(train, step, BATCH, CONTEXT + 1, seed)),)
+        return (torch.from_numpy(text.batch(train, step, size.rows, length, seed)),)
 
-    windows = torch.from_numpy(text.windows(validation, WINDOWS, CONTEXT + 1))
-    return Task(start, batch, [(rows,) for rows in windows.split(16)])
+    def looks(part: np.ndarray) -> list[tuple[Tensor, ...]]:
+        return [(rows,) for rows in torch.from_numpy(text.windows(part, size.windows, length)).split(16)]
+
+    tokens, data = size.rows * size.context, f"{crc32(validation, crc32(train)):08x}"
+    if size.windows == SHORT.windows:  # too few to share
+        return Task(start, batch, looks(validation), [], tokens, data)
+    search, claims = np.array_split(validation, 2)
+    return Task(start, batch, looks(search), looks(claims), tokens, data)
 
 
 def moe() -> Task:
-    """The same in two layers, with four experts of a third of the MLP's width in its place; each byte takes two."""
-    return lm(experts=True)
+    """SHORT in two layers, with four experts of a third of the MLP's width in its place; each byte takes two."""
+    return lm(SHORT._replace(layers=2), experts=True)
 
 
 def with_experts(weights: dict[str, np.ndarray], config: model.Config, seed: int) -> dict[str, np.ndarray]:
@@ -115,8 +150,11 @@ def vit() -> Task:
         chosen, down, right = (torch.from_numpy(rng.integers(0, n, 64)) for n in (len(digits), 3, 3))
         return moved[chosen, down, right], digits[chosen]
 
-    return Task(start, batch, [(x[held_out], y[held_out])])
+    return Task(start, batch, [(x[held_out], y[held_out])], tokens=64)
 
 
 # name -> (task, steps)
-TASKS: dict[str, tuple[Callable[[], Task], int]] = {"lm": (lm, 300), "vit": (vit, 250), "moe": (moe, 300)}
+TASKS: dict[str, tuple[Callable[[], Task], int]] = {
+    name: (partial(lm, size), size.steps) for name, size in SIZES.items()
+}
+TASKS |= {"lm": (lm, 300), "vit": (vit, 250), "moe": (moe, 300)}
