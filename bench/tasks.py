@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))  # whose file
 
 from trainer import model, text
 from trainer.on_torch import FUSED, Layer, Net
+from vit import ViT, digits
 
 EXPERTS, CHOSEN = 4, 2
 BUDGET = 10  # bytes a parameter
@@ -114,43 +115,33 @@ def mixture(layer: Layer, x: Tensor, rope: Any, config: model.Config, ops: model
     return x + y.sum(0).view_as(x)
 
 
-class ViT(nn.Module):
-    """Attention between an image's 16 patches of 2 x 2: (images (b, 8, 8), digits (b,)) -> () loss."""
+class Classifier(nn.Module):
+    """The vision transformer with its loss: (images (b, 8, 8), digits (b,)) -> ()."""
 
-    def __init__(self, width: int = 64, depth: int = 3) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.patch_embed = nn.Conv2d(1, width, kernel_size=2, stride=2)
-        self.position = nn.Parameter(0.02 * torch.randn(16, width))
-        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
-        self.encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 10)
+        self.vit = ViT()
 
-    def forward(self, images: Tensor, digits: Tensor) -> Tensor:
-        patches = self.patch_embed(images.unsqueeze(1)).flatten(2).mT + self.position
-        return F.cross_entropy(self.head(self.norm(self.encoder(patches)).mean(1)), digits)
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.vit(images), labels)
 
 
 def vit() -> Task:
     """A vision transformer on scikit-learn's digits, each image moved by up to a pixel when it is trained on."""
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    x, y = torch.tensor(images.reshape(-1, 8, 8) / 16, dtype=torch.float32), torch.tensor(labels)
-    held_out = torch.arange(len(y)) % 5 == 0
-    moved, digits = F.pad(x[~held_out], (1, 1, 1, 1)).unfold(1, 8, 1).unfold(2, 8, 1), y[~held_out]
+    (images, labels), held_out = digits()
+    moved = F.pad(images, (1, 1, 1, 1)).unfold(1, 8, 1).unfold(2, 8, 1)
 
     def start(seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return ViT()
+            return Classifier()
 
     def batch(step: int, seed: int) -> tuple[Tensor, ...]:
         rng = np.random.default_rng([seed, step])
-        chosen, down, right = (torch.from_numpy(rng.integers(0, n, 64)) for n in (len(digits), 3, 3))
-        return moved[chosen, down, right], digits[chosen]
+        chosen, down, right = (torch.from_numpy(rng.integers(0, n, 64)) for n in (len(labels), 3, 3))
+        return moved[chosen, down, right], labels[chosen]
 
-    return Task(start, batch, [(x[held_out], y[held_out])], tokens=64)
+    return Task(start, batch, [held_out], tokens=64)
 
 
 # name -> (task, steps)

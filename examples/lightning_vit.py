@@ -20,42 +20,31 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from vit import ViT, digits
 
 from zeta.backends.torch import Zeta, param_groups
 
 
-class ViT(L.LightningModule):
-    """Classifies images (batch, 8, 8) by attention between their 16 patches of 2 x 2."""
+class Classifier(L.LightningModule):
+    """The vision transformer and how it is trained."""
 
     def __init__(self, width: int, depth: int, lr: float) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.losses: list[float] = []
-        self.patch_embed = nn.Conv2d(1, width, kernel_size=2, stride=2)
-        self.position = nn.Parameter(0.02 * torch.randn(16, width))
-        layer = nn.TransformerEncoderLayer(
-            width, nhead=4, dim_feedforward=2 * width, dropout=0.0, batch_first=True, norm_first=True
-        )
-        self.encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        patches = self.patch_embed(images.unsqueeze(1)).flatten(2).mT + self.position
-        return self.head(self.norm(self.encoder(patches)).mean(1))
+        self.vit = ViT(width, depth)
 
     def training_step(self, batch: list[Tensor], _: int) -> Tensor:
         images, digits = batch
-        loss = nn.functional.cross_entropy(self(images), digits)
+        loss = nn.functional.cross_entropy(self.vit(images), digits)
         self.losses.append(loss.item())
         return loss
 
     def validation_step(self, batch: list[Tensor], _: int) -> None:
         images, digits = batch
-        self.log("accuracy", (self(images).argmax(1) == digits).float().mean())
+        self.log("accuracy", (self.vit(images).argmax(1) == digits).float().mean())
 
     def on_train_epoch_end(self) -> None:  # which is after the epoch's validation
         accuracy = float(self.trainer.callback_metrics["accuracy"])
@@ -80,9 +69,9 @@ def main(arguments: list[str] | None = None) -> tuple[list[float], float]:
         raise ValueError(f"there is no {last} to go on from: leave --resume out to start anew")
     L.seed_everything(0, verbose=False)
     torch.set_num_threads(1)  # in matrices this small a second thread only waits
-    train, held_out = digits()
+    train, held_out = (TensorDataset(*part) for part in digits())
     sampler = DistributedSampler(train, num_replicas=1, rank=0)  # Lightning tells it the epoch
-    model = ViT(args.width, args.depth, args.lr)
+    model = Classifier(args.width, args.depth, args.lr)
     trainer = L.Trainer(
         max_epochs=args.epochs,
         accelerator=args.accelerator,
@@ -99,14 +88,6 @@ def main(arguments: list[str] | None = None) -> tuple[list[float], float]:
             f"{last} has {trainer.current_epoch} epochs already: --epochs {args.epochs} must be at least that"
         )
     return model.losses, trainer.validate(model, loaders[1], verbose=False)[0]["accuracy"]
-
-
-def digits() -> tuple[TensorDataset, TensorDataset]:
-    """Images (n, 8, 8) between 0 and 1 with their digits: those to train on and those held out."""
-    images, labels = load_digits(return_X_y=True)
-    x, y = torch.tensor(images.reshape(-1, 8, 8) / 16, dtype=torch.float32), torch.tensor(labels)
-    held_out = torch.arange(len(y)) % 5 == 0
-    return TensorDataset(x[~held_out], y[~held_out]), TensorDataset(x[held_out], y[held_out])
 
 
 def parser() -> argparse.ArgumentParser:

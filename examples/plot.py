@@ -5,10 +5,11 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from trainer import journal
 
 matplotlib.use("agg")
 from matplotlib.figure import Figure
+
+from zeta import checkpoint
 
 COLOURS = ["#0b6fb8", "#d1602a", "#3a8f4d", "#8a4fb0", "#6b6b6b"]  # told apart also without colour sense
 
@@ -19,7 +20,7 @@ def draw(runs: dict[str, Path], out: Path) -> None:
     axes = figure.add_subplot()
     top = 0.0
     for colour, (label, folder) in zip(COLOURS * len(runs), runs.items(), strict=False):
-        lines = journal.read(folder / "metrics.jsonl")
+        lines = checkpoint.read_lines(folder / "metrics.jsonl")
         steps, losses = columns(lines, "loss")
         at, validation = columns(lines, "val_loss")
         axes.plot(steps, smooth(losses), color=colour, lw=1, alpha=0.5)
@@ -41,18 +42,18 @@ def unit(runs: dict[str, Path]) -> str:
 
 def columns(lines: list[dict[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
     """(steps, values) of the lines that have this key."""
-    found = [(line["step"], line[key]) for line in lines if key in line]
-    steps, values = np.array(found).reshape(-1, 2).T
+    points = [(line["step"], line[key]) for line in lines if key in line]
+    steps, values = np.array(points).reshape(-1, 2).T
     return steps, values
 
 
 def smooth(values: np.ndarray, weight: float = 0.9) -> np.ndarray:
     """(n,) running means that forget by `weight` a step, without a bias to the first value."""
-    mean, total, found = 0.0, 0.0, []
+    mean, total, smoothed = 0.0, 0.0, []
     for value in values:
         mean, total = weight * mean + (1 - weight) * value, weight * total + (1 - weight)
-        found.append(mean / total)
-    return np.array(found)
+        smoothed.append(mean / total)
+    return np.array(smoothed)
 
 
 if __name__ == "__main__":

@@ -144,14 +144,14 @@ def restore(trainer: Any, arrays: checkpoint.Arrays, config: model.Config) -> No
 def sample(trainer: Any, words: Any, config: model.Config, s: dict[str, Any], temperature: float = 0.8) -> str:
     """The prompt and s["sample"] tokens drawn after it, from the same random numbers on every backend."""
     rng = np.random.default_rng(s["seed"])
-    found = [int(i) for i in words.encode(s["prompt"].encode())]
+    drawn = [int(i) for i in words.encode(s["prompt"].encode())]
     for _ in range(s["sample"]):
-        seen = found[-config.context :]
+        seen = drawn[-config.context :]
         padded = np.zeros((1, config.context), np.int32)  # one shape, so one compilation; what follows is not looked at
         padded[0, : len(seen)] = seen
         scores = trainer.logits(padded)[0, len(seen) - 1].astype(float) / temperature
-        found.append(int(np.argmax(scores + rng.gumbel(size=len(scores)))))  # a draw from softmax(scores)
-    return words.decode(found)  # type: ignore[no-any-return]
+        drawn.append(int(np.argmax(scores + rng.gumbel(size=len(scores)))))  # a draw from softmax(scores)
+    return words.decode(drawn)  # type: ignore[no-any-return]
 
 
 if __name__ == "__main__":

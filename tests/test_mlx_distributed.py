@@ -16,7 +16,6 @@ mx = pytest.importorskip("mlx.core")
 
 import mlx_ranks  # noqa: E402
 import train_lm  # noqa: E402
-from trainer import journal  # noqa: E402
 from trainer.loop import FILE  # noqa: E402
 
 from zeta import checkpoint  # noqa: E402
@@ -178,7 +177,7 @@ sys.exit(train_lm.main(sys.argv[1:]))
 
 
 def losses(folder):
-    return np.array([line["loss"] for line in journal.read(folder / "metrics.jsonl") if "loss" in line])
+    return np.array([line["loss"] for line in checkpoint.read_lines(folder / "metrics.jsonl") if "loss" in line])
 
 
 @pytest.mark.parametrize("optimizer", ["zeta", "eta"])

@@ -12,7 +12,7 @@ import numpy as np
 import precision
 import pytest
 import train_lm
-from trainer import journal, model, settings
+from trainer import model, settings
 from trainer.loop import FILE, learning_rate
 
 from zeta import checkpoint
@@ -62,7 +62,7 @@ def first_flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def losses(folder: Path, key: str) -> dict[int, float]:
-    return {line["step"]: line[key] for line in journal.read(folder / "metrics.jsonl") if key in line}
+    return {line["step"]: line[key] for line in checkpoint.read_lines(folder / "metrics.jsonl") if key in line}
 
 
 def parting(out: Path, whole: Path, key: str = "loss") -> float:

@@ -16,7 +16,7 @@ import killed_runs
 import numpy as np
 import pytest
 import train_lm
-from trainer import journal, text
+from trainer import text
 from trainer.loop import FILE, learning_rate
 
 from zeta import checkpoint
@@ -55,7 +55,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 
 def lines(out: Path) -> list[dict[str, Any]]:
     """What two runs must agree on: all but the speed."""
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in journal.read(out / "metrics.jsonl")]
+    return [
+        {k: v for k, v in line.items() if k != "tokens_per_second"}
+        for line in checkpoint.read_lines(out / "metrics.jsonl")
+    ]
 
 
 def assert_same_run(out: Path, whole: Path) -> None:
@@ -73,7 +76,7 @@ def test_writes_all_it_promises(
 ) -> None:
     monkeypatch.delitem(sys.modules, "plot")  # this one is to be drawn
     assert run(tmp_path, data, backend=backend) == 0
-    written = journal.read(tmp_path / "metrics.jsonl")
+    written = checkpoint.read_lines(tmp_path / "metrics.jsonl")
     steps = [line for line in written if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 9))
     assert all(line.keys() == {"step", "loss", "lr", "tokens_per_second"} for line in steps)

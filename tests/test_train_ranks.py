@@ -15,7 +15,6 @@ import numpy as np
 import precision
 import pytest
 import train_lm
-from trainer import journal
 from trainer.loop import FILE
 
 from zeta import checkpoint
@@ -110,7 +109,7 @@ def rank(number: int, ranks: int, out: Path, dtype: str, flags: tuple[str, ...])
 
 
 def losses(out: Path) -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in journal.read(out / "metrics.jsonl") if "loss" in line}
+    return {line["step"]: line["loss"] for line in checkpoint.read_lines(out / "metrics.jsonl") if "loss" in line}
 
 
 @pytest.mark.parametrize(("ranks", "flags"), [(1, []), (1, ["--backend", "mlx"]), (2, ["--fsdp"]), (4, [])])

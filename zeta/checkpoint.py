@@ -45,9 +45,7 @@ def save(path: Path | str, arrays: Arrays, settings: Mapping[str, Any]) -> None:
         raise OSError(f"{path} could not be written, and is as it was: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)  # so that the rename, too, outlasts a power cut
-    os.close(folder)
+    sync(path.parent)
 
 
 def load(path: Path | str) -> tuple[Arrays, dict[str, Any]]:
@@ -58,19 +56,31 @@ def load(path: Path | str) -> tuple[Arrays, dict[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
-            check(path, header)
+            check_header(path, header)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, AttributeError, TypeError) as error:  # the last two from dtypes that NumPy lacks
         raise ValueError(f"{path} is cut short, or no safetensors file ({error}): use another copy") from error
-    if (found := digest(arrays, header)) != header["digest"]:
+    if (actual := digest(arrays, header)) != header["digest"]:
         raise ValueError(
-            f"{path} was altered after it was saved: its digest is {header['digest']!r}, that of its content {found}: "
+            f"{path} was altered after it was saved: its digest is {header['digest']!r}, that of its content {actual}: "
             "use another copy"
         )
     return arrays, json.loads(header["settings"])
 
 
-def check(path: Path, header: Mapping[str, str]) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, outlast a power cut."""
+    file = os.open(path, os.O_RDONLY)
+    os.fsync(file)
+    os.close(file)
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The objects of a file of JSON lines, but for a last one that a kill cut short. Raises ValueError for others."""
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def check_header(path: Path, header: Mapping[str, str]) -> None:
     """Raises ValueError where a safetensors file's header is not one that `save` writes."""
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} is a safetensors file, but no checkpoint of zeta's: its header lacks format={FORMAT}")
@@ -83,7 +93,7 @@ def check(path: Path, header: Mapping[str, str]) -> None:
 def digest(arrays: Arrays, header: Mapping[str, str]) -> str:
     """The SHA-256, in hexadecimal, of all that `load` returns: each array's name, dtype, shape and bytes; settings."""
     kinds = [(name, array.dtype.str, array.shape) for name, array in sorted(arrays.items())]
-    found = sha256(json.dumps([header["format"], header["version"], header["settings"], kinds]).encode())
+    content = sha256(json.dumps([header["format"], header["version"], header["settings"], kinds]).encode())
     for _, array in sorted(arrays.items()):
-        found.update(array.reshape(-1).view(np.uint8).data)
-    return found.hexdigest()
+        content.update(array.reshape(-1).view(np.uint8).data)
+    return content.hexdigest()

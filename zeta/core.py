@@ -205,9 +205,9 @@ def check_shapes(param: Array, keeps: dict[str, tuple[int, ...]], grad: Array, s
         raise ValueError(
             f"grad has shape {tuple(grad.shape)}, but its parameter has {tuple(param.shape)}: they must agree"
         )
-    found = {key: tuple(array.shape) for key, array in state.items()}
-    if found != keeps:
-        raise ValueError(f"the state is {found}, but its parameter needs {keeps}: make it with this optimizer's init")
+    given = {key: tuple(array.shape) for key, array in state.items()}
+    if given != keeps:
+        raise ValueError(f"the state is {given}, but its parameter needs {keeps}: make it with this optimizer's init")
 
 
 def check_matrix(x: Array) -> None:

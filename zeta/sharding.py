@@ -44,7 +44,7 @@ def held(
     `cuts[i]` is the array's axis that the i-th axis of the mesh shares out, in chunks like torch.chunk's; None where it
     holds copies. `order` is that of the mesh's axes when two share out the same one; None from the first to the last.
     """
-    found = []
+    parts = []
     for place in product(*map(range, mesh)):
         box = list(whole(shape))
         for i in order or range(len(mesh)):
@@ -54,8 +54,8 @@ def held(
                 size = ceil((stop - start) / mesh[i])
                 low, high = (min(start + size * k, stop) for k in (place[i], place[i] + 1))
                 box[axis] = slice(low, high)
-        found.append(Held(tuple(box), tuple(k for k, axis in zip(place, cuts, strict=True) if axis is None)))
-    return found
+        parts.append(Held(tuple(box), tuple(k for k, axis in zip(place, cuts, strict=True) if axis is None)))
+    return parts
 
 
 def units(key: Hashable, shape: tuple[int, ...], route: Route, holders: list[Held]) -> Iterator[Unit]:
@@ -72,8 +72,8 @@ def units(key: Hashable, shape: tuple[int, ...], route: Route, holders: list[Hel
 def part(box: Box, unit: Unit) -> Box | None:
     """Where the box, of the unit's parameter, lies in the unit; None where they have nothing in common."""
     low, high = max(box[0].start, unit.start), min(box[0].stop, unit.start + unit.shape[0])
-    found = (slice(low - unit.start, high - unit.start), *box[1:])
-    return found if all(s.start < s.stop for s in found) else None
+    common = (slice(low - unit.start, high - unit.start), *box[1:])
+    return common if all(s.start < s.stop for s in common) else None
 
 
 def senders(unit: Unit, owner: int, holders: list[Held]) -> Iterator[tuple[int, Box]]:
@@ -98,13 +98,13 @@ def plan(arrays: dict[Hashable, tuple[tuple[int, ...], Route, Hashable, list[Hel
     A batch holds as many entries a rank as one of `zeta.routing.layout.batches`, or a matrix a rank if that is more.
     """
     ranks = max(len(holders) for _, _, _, holders in arrays.values())
-    found = [u for key, (shape, route, _, holders) in arrays.items() for u in units(key, shape, route, holders)]
-    able = [[r for r, h in enumerate(arrays[u.key][3]) if part(h.box, u) == whole(u.shape)] for u in found]
-    costs = [sum(n * flops(rows, cols) for n, rows, cols in shapes(u.route)) for u in found]
-    cap = max(ranks * BATCH_ENTRIES, sum(prod(u.shape) for u in found) // 8)
+    tasks = [u for key, (shape, route, _, holders) in arrays.items() for u in units(key, shape, route, holders)]
+    able = [[r for r, h in enumerate(arrays[u.key][3]) if part(h.box, u) == whole(u.shape)] for u in tasks]
+    costs = [sum(n * flops(rows, cols) for n, rows, cols in shapes(u.route)) for u in tasks]
+    cap = max(ranks * BATCH_ENTRIES, sum(prod(u.shape) for u in tasks) // 8)
     done: list[list[tuple[Unit, int]]] = []
     unfinished: dict[Hashable, list[tuple[Unit, int]]] = {}
-    for unit, owner in zip(found, balance(costs, ranks, able), strict=True):
+    for unit, owner in zip(tasks, balance(costs, ranks, able), strict=True):
         alike = (unit.shape, arrays[unit.key][2])
         batch = unfinished.setdefault(alike, [])
         if (len(batch) + 1) * prod(unit.shape) > cap and len(batch) >= ranks:
@@ -119,15 +119,15 @@ def balance(costs: Sequence[float], ranks: int, able: Sequence[Collection[int]] 
 
     `able[i]` are the ranks that have all the i-th needs; another gets it where it would take them over their share.
     """
-    loads, found = [0.0] * ranks, [0] * len(costs)
+    loads, owners = [0.0] * ranks, [0] * len(costs)
     share = SLACK * sum(costs) / ranks
     for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
         rank = min((able and able[i]) or range(ranks), key=loads.__getitem__)
         if loads[rank] and loads[rank] + costs[i] > share:
             rank = min(range(ranks), key=loads.__getitem__)
-        found[i] = rank
+        owners[i] = rank
         loads[rank] += costs[i]
-    return found
+    return owners
 
 
 def sent(batches: list[list[tuple[Unit, int]]], holders: Mapping[Hashable, list[Held]], rule: Rule = zeta) -> list[int]:

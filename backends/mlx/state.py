@@ -32,10 +32,10 @@ def leaf(state: Any, name: str) -> State | None:
         return leaf(state[int(i)], rest) if i.isdigit() and int(i) < len(state) else None
     there = None
     for end in [i for i, sign in enumerate(f"{name}.") if sign == "."]:
-        found = leaf(state[name[:end]], name[end + 1 :]) if name[:end] in state else None
-        if found:  # a flat tree's state is nested once it has been saved: what is filled goes before what is empty
-            return found
-        there = there if found is None else found
+        inner = leaf(state[name[:end]], name[end + 1 :]) if name[:end] in state else None
+        if inner:  # a flat tree's state is nested once it has been saved: what is filled goes before what is empty
+            return inner
+        there = there if inner is None else inner
     return there
 
 

@@ -57,14 +57,14 @@ def _of_dtensor(p: Any) -> Place | None:
     # FSDP2 over tensor parallelism, torch 2.13: the strided mesh axis, the first, shares out what the other left.
     order = sorted(range(mesh.ndim), key=lambda i: "Strided" in type(p.placements[i]).__name__)
     cuts = [getattr(placement, "dim", None) for placement in p.placements]
-    found = held(p.shape, mesh.shape, cuts, order)
+    boxes = held(p.shape, mesh.shape, cuts, order)
     if mesh.ndim == 1:
         group = mesh.get_group()
     else:
         group = dist.group.WORLD if mesh.size() == dist.get_world_size() else mesh._flatten().get_group()
     _check_backend(group, p.to_local())  # which FSDP2 may keep on another device than the mesh's
     flat = mesh.mesh.flatten().tolist()
-    holders = [found[flat.index(rank)] for rank in dist.get_process_group_ranks(group)]
+    holders = [boxes[flat.index(rank)] for rank in dist.get_process_group_ranks(group)]
     here = Place(group, holders, dist.get_rank(group))
     expected = tuple(s.stop - s.start for s in here.box)
     if tuple(p.to_local().shape) != expected:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from zeta import checkpoint
+from zeta.checkpoint import sync
 from zeta.portable import parameter_of
 
 from .placement import zeros
@@ -39,9 +41,9 @@ def save_sharded(folder: Path | str, params: Any, optimizers: Any, settings: Map
     if first:
         (part / SETTINGS).write_text(text)
         for path in (part / SETTINGS, part):  # torch itself does so for its files
-            _sync(path)
+            sync(path)
         os.replace(part, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     _barrier()
 
 
@@ -71,8 +73,6 @@ def convert(folder: Path, file: Path) -> None:
 
     Raises ValueError for a folder that is none of `save_sharded`'s, or damaged.
     """
-    from zeta import checkpoint
-
     arrays: dict[str, Any] = {name: torch.zeros(size, dtype=dtype) for name, (size, dtype) in _saved(folder).items()}
     _load(arrays, folder, alone=True)
     checkpoint.save(file, to_numpy(arrays), _settings(folder))
@@ -85,8 +85,8 @@ def _saved(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     if not (folder / SETTINGS).is_file() or not (folder / ".metadata").is_file():
         raise ValueError(f"{folder} is no checkpoint of save_sharded: it lacks {SETTINGS} or .metadata")
     with _readable(folder):
-        found: dict[str, Any] = FileSystemReader(folder).read_metadata().state_dict_metadata
-    return {name: (entry.size, entry.properties.dtype) for name, entry in found.items()}
+        entries: dict[str, Any] = FileSystemReader(folder).read_metadata().state_dict_metadata
+    return {name: (entry.size, entry.properties.dtype) for name, entry in entries.items()}
 
 
 def _load(arrays: dict[str, Any], folder: Path | str, alone: bool = False) -> None:
@@ -113,13 +113,6 @@ def _readable(folder: Path | str) -> Iterator[None]:
     except (Exception, CheckpointException) as error:
         reason = str(error).strip().rpartition("\n")[2] or type(error).__name__
         raise ValueError(f"{folder} cannot be read, and may be damaged ({reason}): use another copy") from error
-
-
-def _sync(path: Path) -> None:
-    """Sees to it that a file, or the names in a folder, outlast a power cut."""
-    file = os.open(path, os.O_RDONLY)
-    os.fsync(file)
-    os.close(file)
 
 
 def _barrier() -> None:

@@ -114,13 +114,13 @@ def load_values(
 ) -> Iterator[tuple[Any, dict[str, Tensor]]]:
     """(parameter, copies of its saved values), moments float32 or better, and of whole ones each rank's own part."""
     for p, saved, _ in _pairs(groups, state_dict):
-        wide, found = torch.promote_types(p.dtype, torch.float32), {}
+        wide, values = torch.promote_types(p.dtype, torch.float32), {}
         for name, value in saved.items():
             dtype = value.dtype if name in ("step", "remainder") else wide
             value = value.detach().to(device=p.device, dtype=dtype, copy=True)
             entire = name != "step" and value.shape == p.shape and not hasattr(value, "device_mesh")
-            found[name] = placed(value, p, place(p)) if entire else value
-        yield p, found
+            values[name] = placed(value, p, place(p)) if entire else value
+        yield p, values
     known = {index for group in state_dict["param_groups"] for index in group["params"]}
     yield from ((key, value) for key, value in state_dict["state"].items() if key not in known)
 

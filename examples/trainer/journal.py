@@ -6,6 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from zeta.checkpoint import read_lines
+
 
 class Journal:
     """Appends to the file; lines after `step`, which a resumed run will write again, are dropped first."""
@@ -14,7 +16,7 @@ class Journal:
         self.file = None
         if path is None:  # of a rank that does not write
             return
-        kept = [line for line in read(path) if line["step"] <= step] if path.exists() else []
+        kept = [line for line in read_lines(path) if line["step"] <= step] if path.exists() else []
         part = path.with_name(f".{path.name}.part")
         part.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(part, path)
@@ -36,9 +38,3 @@ class Journal:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.file:
             self.file.close()
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last one cut short by a kill is left out."""
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]

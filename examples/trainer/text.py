@@ -48,14 +48,14 @@ def read(path: Path, pattern: str = "*") -> dict[str, bytes]:
         raise ValueError(f"there is no file or folder {path}: --data takes a text file or a folder of them")
     if path.is_file():
         return {path.name: path.read_bytes()}
-    found = {}
+    files = {}
     for file in sorted(path.rglob(pattern)):
         inside = file.relative_to(path)
         if file.is_file() and not SKIPPED.intersection(inside.parts) and not file.name.startswith("."):
             text = file.read_bytes()
             if b"\0" not in text:
-                found[inside.as_posix()] = text
-    return found
+                files[inside.as_posix()] = text
+    return files
 
 
 def batch(tokens: np.ndarray, step: int, count: int, length: int, seed: int) -> np.ndarray:

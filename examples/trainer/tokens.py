@@ -41,8 +41,8 @@ class Vocabulary:
             if len(chunks[-1]) > CHUNK:
                 chunks.append("")
             chunks[-1] += line
-        found = self.tokenizer.encode_batch(chunks, add_special_tokens=False)
-        return np.concatenate([np.array(one.ids, np.int32) for one in found])
+        encoded = self.tokenizer.encode_batch(chunks, add_special_tokens=False)
+        return np.concatenate([np.array(one.ids, np.int32) for one in encoded])
 
     def decode(self, tokens: list[int]) -> str:
         return str(self.tokenizer.decode(tokens))

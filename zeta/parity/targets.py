@@ -77,12 +77,12 @@ def targets() -> Iterator[Target | Absent]:
         "torch": ("'zeta-optim[torch]'", _torch),
         "mlx": ("'zeta-optim[mlx]'", _mlx),
     }
-    for library, (package, found) in libraries.items():
+    for library, (package, targets_of) in libraries.items():
         if not find_spec(library):
             yield Absent(library, "cpu", f"not installed: pip install {package}")
             continue
         try:
-            yield from found()
+            yield from targets_of()
         except ImportError as error:  # it is here, and does not work: a failure, but the others are still to be told
             yield Absent(library, "cpu", str(error), expected=True)
 

@@ -4,7 +4,6 @@ Pure functions in NumPy float64, two SVDs a matrix, on what `zeta.checkpoint` sa
 moves the target: polar(M), the momentum's own orthogonal factor, at which Muon aims, and polar(X) of the whitened one.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from math import sqrt
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from zeta.checkpoint import read_lines
 from zeta.coefficients import Steps, polynomial, steps_for
 from zeta.core import COEFFICIENTS, Coefficients, Hyper
 from zeta.routing.by_name import route
@@ -52,7 +52,7 @@ def inspect(
     saw no token) is left out. Raises ValueError where no parameter has both moments, or one is not finite.
     """
     Hyper(lr=lr, eps=eps)  # checks the values
-    prefix, found = "optimizer.exp_avg_sq.", False
+    prefix, whitened = "optimizer.exp_avg_sq.", False
     if any(full.startswith("optimizer.steps.") for full in arrays):
         raise ValueError("this is SOAP's state, whose variance is one between eigenvectors: inspect Zeta's or AdamW's")
     for name in (full.removeprefix(prefix) for full in arrays if full.startswith(prefix)):
@@ -61,7 +61,7 @@ def inspect(
         r = routes[name] if routes else route(name, arrays[name].shape)
         if r.treatment != "zeta":
             continue
-        found = True
+        whitened = True
         stacks = [matrices(arrays[key], r) for key in (f"optimizer.exp_avg.{name}", prefix + name, name)]
         for i, (m, v, w) in enumerate(zip(*stacks, strict=True)):
             label = name.removesuffix(".weight") + (f"[{i}]" if len(stacks[0]) > 1 else "")
@@ -69,7 +69,7 @@ def inspect(
                 raise ValueError(f"{label} or its moments hold NaN or infinity: look at an earlier step")
             if m.any():
                 yield {"step": step, "matrix": label, **examine(m, v, w, lr, eps, coefficients)}
-    if not found:
+    if not whitened:
         raise ValueError(
             "no matrix has both moments, exp_avg and exp_avg_sq: Zeta and AdamW keep them, after the first step"
         )
@@ -138,7 +138,7 @@ def plain(v: View) -> Record:
 def read_series(path: Path) -> list[Record]:
     """The records of an inspect.jsonl; a last line that a kill cut short is left out. Raises ValueError for others."""
     try:
-        records = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+        records = read_lines(path)
     except ValueError:  # of JSON, or of bytes that are no text
         records = [{}]
     if not all(map(is_record, records)):

@@ -56,10 +56,10 @@ def find_records(path: Path, lr: float | None = None) -> list[Record]:
 
     arrays, settings = checkpoint.load(path)
     rate = settings.get("lr", 1e-3) if lr is None else lr
-    found = list(inspect(arrays, lr=rate, step=settings.get("step", 0)))
-    if not found:
+    records = list(inspect(arrays, lr=rate, step=settings.get("step", 0)))
+    if not records:
         raise ValueError(f"{path} holds no matrix with momentum: every gradient was zero so far")
-    return sorted(found, key=lambda record: _by_number(record["matrix"]))
+    return sorted(records, key=lambda record: _by_number(record["matrix"]))
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:
@@ -85,17 +85,17 @@ def table(records: list[Record]) -> "Table":
     from rich.table import Table
 
     prefix, names = short_names(records)
-    found = Table(f"{prefix}*", "shape", box=box.SIMPLE_HEAD, pad_edge=False, title=f"step {records[0]['step']}")
+    table = Table(f"{prefix}*", "shape", box=box.SIMPLE_HEAD, pad_edge=False, title=f"step {records[0]['step']}")
     for measure in MEASURES.values():
-        found.add_column(measure.title, justify="right")
-    found.add_column("change a step", justify="right")
+        table.add_column(measure.title, justify="right")
+    table.add_column("change a step", justify="right")
     for name, record in zip(names, records, strict=True):
         cells = [
             ARROW.join(format(m.value(record[side]), m.form) for side in ("before", "after")) for m in MEASURES.values()
         ]
         change = "" if record["change"] is None else f"{record['change']:.2%}"
-        found.add_row(name, "x".join(map(str, record["shape"])), *cells, change)
-    return found
+        table.add_row(name, "x".join(map(str, record["shape"])), *cells, change)
+    return table
 
 
 def summary(records: list[Record]) -> "Table":
@@ -103,18 +103,18 @@ def summary(records: list[Record]) -> "Table":
     from rich import box
     from rich.table import Table
 
-    found = Table("median of all matrices", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table("median of all matrices", box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("before", "after", "lower after"):
-        found.add_column(title, justify="right")
+        table.add_column(title, justify="right")
     for name, measure in MEASURES.items():
         before, after = ([measure.value(record[side]) for record in records] for side in ("before", "after"))
         lower = sum(b > a for b, a in zip(before, after, strict=True))
         row = [format(median(side), measure.form) for side in (before, after)]
-        found.add_row(measure.title, *row, f"{lower} of {len(records)}")
+        table.add_row(measure.title, *row, f"{lower} of {len(records)}")
         if name in ("rows", "cols", "blocks"):
             uneven = [sum(record[side][name]["p"] < 0.05 for record in records) for side in ("before", "after")]
-            found.add_row("  matrices with p < 0.05", *map(str, uneven), "")
-    return found
+            table.add_row("  matrices with p < 0.05", *map(str, uneven), "")
+    return table
 
 
 def show(records: list[Record]) -> None:

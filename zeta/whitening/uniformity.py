@@ -45,11 +45,11 @@ def above_median(x: Matrix) -> Any:
 
 def median_test(large: Matrix, labels: Matrix) -> Evenness:
     """Of large (entries,), booleans, in the groups that labels (entries,) number from 0: a table of groups by two."""
-    sizes, found = np.bincount(labels), np.bincount(labels, weights=large)
+    sizes, counts = np.bincount(labels), np.bincount(labels, weights=large)
     share, freedom = float(large.mean()), len(sizes) - 1
     if share in (0, 1):  # all entries alike
         return Evenness(0.0, freedom, 1.0, 0.0)
-    chi2 = float(np.sum((found - sizes * share) ** 2 / (sizes * share * (1 - share))))
+    chi2 = float(np.sum((counts - sizes * share) ** 2 / (sizes * share * (1 - share))))
     return Evenness(chi2, freedom, chi_square_tail(chi2, freedom), sqrt(max(0.0, chi2 - freedom) / large.size))
 
 
