@@ -1,12 +1,6 @@
 """MLX's Zeta on two and three ranks of mlx.launch: what one process computes, on every rank, for 1/N of the work."""
 
-import os
-import random
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +10,7 @@ mx = pytest.importorskip("mlx.core")
 
 import mlx_ranks  # noqa: E402
 import train_lm  # noqa: E402
+from mlx_launch import launch  # noqa: E402
 from trainer.loop import FILE  # noqa: E402
 
 from zeta import checkpoint  # noqa: E402
@@ -24,38 +19,6 @@ from zeta.parity.checks import TOLERANCE, assert_close  # noqa: E402
 FROZEN = f"param.{mlx_ranks.FROZEN}"
 TINY = "--layers 1 --width 16 --heads 2 --kv-heads 1 --context 16 --batch 4 --steps 8 --sample 3 --device cpu"
 BOUND = TOLERANCE["float32"].step
-
-
-def free_ports(count):
-    """The first of so many free ports that follow one another."""
-    while True:
-        start = random.SystemRandom().randrange(10_000, 30_000)
-        try:
-            for port in range(start, start + count):
-                with socket.socket() as s:
-                    s.bind(("127.0.0.1", port))
-            return start
-        except OSError:
-            continue
-
-
-def launch(ranks, *command):
-    """What `mlx.launch` prints while it runs a Python script on so many ranks."""
-    read, write = os.pipe()  # mlx.launch 0.32 spins where its input has ended, or while a rank has room for more of it
-    os.set_blocking(write, False)
-    os.write(write, bytes(1 << 16))  # as much as a pipe holds, and no rank reads
-    program = [Path(sys.executable).with_name("mlx.launch"), "-n", ranks, "--backend", "ring"]
-    options = ["--starting-port", free_ports(ranks), sys.executable, *command]
-    streams = dict(stdin=read, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    process = subprocess.Popen([str(word) for word in program + options], **streams, start_new_session=True)
-    try:
-        return process.communicate(timeout=100)[0]
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # the ranks, too
-        pytest.fail(f"still running after 100 s: {process.communicate()[0]}")
-    finally:
-        os.close(read)
-        os.close(write)
 
 
 @pytest.fixture(scope="module", params=[2, 3])

@@ -1,7 +1,7 @@
 """The optimizer for MLX: a rule's `update` on stacks of matrices, and `zeta.adamw` for the rest."""
 
 from collections.abc import Callable, Iterable, Mapping
-from itertools import accumulate
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import mlx.core as mx
@@ -10,14 +10,16 @@ from mlx.utils import tree_map_with_path
 
 from zeta import adamw, family
 from zeta.coefficients import Steps, chosen
-from zeta.core import COEFFICIENTS, Hyper, Keeps, Rule
+from zeta.core import COEFFICIENTS, Hyper, Orthogonalize, Rule
 from zeta.routing.by_name import route, warn_of_doubts
 from zeta.routing.layout import Route, batches, check
-from zeta.stages import Shape, entries
-from zeta.storage import part, viewed, whole
+from zeta.stages import entries
 
+from . import sharded
 from .orthogonalize import newton_schulz, working_dtype
-from .ranks import dispatch, shared, together
+from .ranks import Messages, dispatch, shared, together
+from .sharded import is_shard, whole_shape
+from .stacks import on_stacks
 from .state import (
     VERSION,
     State,
@@ -48,6 +50,9 @@ class Zeta(Optimizer):
     same gradients, `grads = mlx.nn.average_gradients(grads)`. In a `MultiOptimizer`, whose order differs from rank to
     rank (MLX 0.32), let `mx.async_eval(grads)` start them first. Inside `mx.compile` messages keep their order only if
     all gradients are one Zeta's, and no other message is sent.
+    Under `mlx.nn.fully_shard` a rank holds some rows of parameters, gradients and state; matrices are still taken
+    whole, and each is orthogonalised by one rank. Read the routes before that, and give the same group:
+    `routes = zeta.routes(model); model = nn.fully_shard(model, group=group); Zeta(1e-3, routes=routes, group=group)`.
     Raises ValueError for values out of range, and for a state that is not of this optimizer or of these parameters.
     Settings are no part of the state, as in MLX's own optimizers: give them again.
     """
@@ -149,32 +154,35 @@ class Zeta(Optimizer):
     def _step(self, hyper: Hyper, routes: dict[str, Route], grads: Any, states: Any, params: Any) -> dict[str, Any]:
         """{name: (wide param, state)} after the step of each parameter."""
         wide = {name: widen(params[name], state) for name, state in states.items()}
-        after = self._zeta(hyper, {n: r for n, r in routes.items() if r.treatment == "zeta"}, grads, states, wide)
+        matrices = {name: r for name, r in routes.items() if r.treatment == "zeta"}
+        shards = {name: r for name, r in matrices.items() if is_shard(params[name], r)}
+        messages = Messages(self.group) if self.group else None
+        share = partial(shared, self._orthogonalize, self.coefficients, messages)
+        after = self._zeta(hyper, {n: r for n, r in matrices.items() if n not in shards}, grads, states, wide, share)
+        if messages:
+            after |= sharded.update(self.rule, hyper, shards, grads, states, wide, messages, share)
         for name in (name for name, r in routes.items() if r.treatment == "adamw"):
             moments = {key: value for key, value in states[name].items() if key != "remainder"}
             after[name] = adamw.update(grads[name], moments, wide[name], hyper)
         return after
 
-    def _zeta(self, hyper: Hyper, routes: dict[str, Route], grads: Any, states: Any, wide: Any) -> dict[str, Any]:
+    def _zeta(
+        self, hyper: Hyper, routes: dict[str, Route], grads: Any, states: Any, wide: Any, share: Any
+    ) -> dict[str, Any]:
         """{name: (param, state)} after the rule's `update` on stacks of same-shape matrices."""
-        kinds = {"param": entries, **self.rule.keeps}
-        done: dict[str, dict[str, dict[int, mx.array]]] = {name: {key: {} for key in kinds} for name in routes}
+
+        def update(stacks: State, orthogonalize: Orthogonalize) -> State:
+            state = {key: stacks[key] for key in self.rule.keeps}
+            param, state = self.rule.update(stacks["grad"], state, stacks["param"], hyper, orthogonalize)
+            return {"param": param, **state}
+
+        kinds = {"grad": entries, "param": entries, **self.rule.keeps}
+        arrays = {name: {"grad": grads[name], "param": wide[name], **states[name]} for name in routes}
         todo = list(batches({n: (r, (grads[n].dtype, wide[n].dtype)) for n, r in routes.items()}))
-        stacks = [(sum(n for n, *_ in batch.values()), *next(iter(batch.values()))[1:]) for batch in todo]
-        hooks = shared(self._orthogonalize, stacks, self.coefficients, self.group)
-        for batch, orthogonalize in zip(todo, hooks, strict=True):
-
-            def stack(arrays: Any, kind: Shape = entries, batch: Any = batch) -> mx.array:
-                parts = (part(arrays[n], kind, routes[n], i).reshape(viewed(kind, v)) for (n, i), v in batch.items())
-                return mx.concatenate(list(parts))
-
-            state = {key: stack({n: states[n][key] for n, _ in batch}, kind) for key, kind in self.rule.keeps.items()}
-            param, state = self.rule.update(stack(grads), state, stack(wide), hyper, orthogonalize)
-            ends = list(accumulate(view[0] for view in batch.values()))[:-1]
-            for key, stacked in {"param": param, **state}.items():
-                for (name, i), found in zip(batch, mx.split(stacked, ends), strict=True):
-                    done[name][key][i] = found
-        return {name: _joined(found, kinds, routes[name], wide[name].shape) for name, found in done.items()}
+        shapes = {name: wide[name].shape for name in routes}
+        work = [(batch, arrays, orthogonalize) for batch, orthogonalize in zip(todo, share(todo), strict=True)]
+        after = on_stacks(update, kinds, routes, shapes, work)
+        return {name: (state.pop("param"), state) for name, state in after.items()}
 
     def _orthogonalize(self, x: mx.array) -> mx.array:
         """Newton-Schulz in the dtype of its products, which loses nothing and is less to send."""
@@ -183,17 +191,19 @@ class Zeta(Optimizer):
 
     def _route(self, name: str, p: mx.array) -> Route:
         """What `routes` says, which must know every parameter; without them, what name and shape say."""
+        inner = ".".join(part for part in name.split(".") if part != "module")  # before `nn.fully_shard`
         if not self.routes:
+            if inner != name:
+                raise ValueError(
+                    f"{name} may be one rank's rows, as nn.fully_shard leaves them: pass routes=zeta.routes(model), "
+                    "read before that"
+                )
             return route(name, p.shape)
-        if name not in self.routes:
+        if name in self.routes:
+            return check(self.routes[name], p.shape)
+        if inner not in self.routes:
             some = ", ".join(sorted(self.routes)[:3])
             raise ValueError(f"routes has no {name}, but {some}, ...: pass zeta.routes of this very model")
-        return check(self.routes[name], p.shape)
-
-
-def _joined(
-    found: dict[str, dict[int, mx.array]], kinds: Keeps, route: Route, shape: tuple[int, ...]
-) -> tuple[mx.array, Any]:
-    """(param, state) from {key: {i: part}}; batches finish the parts of one parameter in any order."""
-    state = {key: whole([parts[i] for i in sorted(parts)], kinds[key], route, shape) for key, parts in found.items()}
-    return state.pop("param"), state
+        if not self.group:
+            raise ValueError(f"{name} is one rank's rows of {inner}: pass group=, the one that nn.fully_shard has")
+        return check(self.routes[inner], whole_shape(p, self.group.size()))

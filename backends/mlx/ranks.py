@@ -6,7 +6,7 @@ the order is fixed: a step starts on the device what its gradients wait for, the
 within the step, which `mx.compile` may make part of a larger graph, `mx.depends` puts one message after another.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,8 @@ from zeta.coefficients import Steps
 from zeta.core import Orthogonalize
 from zeta.newton_schulz_forms import flops
 from zeta.sharding import balance
+
+from .stacks import Batch
 
 Stack = tuple[int, ...]  # (count, rows, cols)
 
@@ -38,19 +40,33 @@ def dispatch(arrays: Any) -> None:
             raise
 
 
+class Messages:
+    """Collectives of a group in the order of these calls, whatever the graph around them."""
+
+    def __init__(self, group: mx.distributed.Group) -> None:
+        self.group, self.last = group, list[mx.array]()
+
+    def all_gather(self, x: mx.array) -> mx.array:
+        """(ranks n, ...) of every rank's x (n, ...)."""
+        return self._send(mx.distributed.all_gather, x)
+
+    def all_sum(self, x: mx.array) -> mx.array:
+        return self._send(mx.distributed.all_sum, x)
+
+    def _send(self, collective: Any, x: mx.array) -> mx.array:
+        self.last = [collective(mx.depends([x], [x, *self.last])[0], group=self.group)]
+        return self.last[0]
+
+
 def shared(
-    orthogonalize: Orthogonalize,
-    stacks: Sequence[Stack],
-    coefficients: Steps,
-    group: mx.distributed.Group | None,
-) -> Iterator[Orthogonalize]:
-    """`orthogonalize` for each stack of a step, with each matrix done by one rank; to be called in this order."""
-    if group is None:
-        yield from (orthogonalize for _ in stacks)
-        return
-    before: list[mx.array] = []  # what was gathered last
-    for owners in plan(stacks, coefficients, group.size()):
-        yield partial(_share, owners, orthogonalize, group, before)
+    orthogonalize: Orthogonalize, coefficients: Steps, messages: Messages | None, todo: Sequence[Batch]
+) -> list[Orthogonalize]:
+    """`orthogonalize` for each batch of a step, with each matrix done by one rank; to be called in this order."""
+    if messages is None:
+        return [orthogonalize for _ in todo]
+    stacks = [(sum(count for count, *_ in batch.values()), *next(iter(batch.values()))[1:]) for batch in todo]
+    owners = plan(stacks, coefficients, messages.group.size())
+    return [partial(_share, own, orthogonalize, messages) for own in owners]
 
 
 def plan(stacks: Sequence[Stack], coefficients: Steps, ranks: int) -> list[list[int]]:
@@ -60,14 +76,13 @@ def plan(stacks: Sequence[Stack], coefficients: Steps, ranks: int) -> list[list[
     return [[next(owners) for _ in range(count)] for count, _, _ in stacks]
 
 
-def _share(
-    owners: list[int], orthogonalize: Orthogonalize, group: mx.distributed.Group, before: list[mx.array], x: mx.array
-) -> mx.array:
-    """u (count, rows, cols) for x (count, rows, cols), after `before`; the owner, too, uses what was gathered."""
+def _share(owners: list[int], orthogonalize: Orthogonalize, messages: Messages, x: mx.array) -> mx.array:
+    """u (count, rows, cols) for x (count, rows, cols); the owner, too, uses what was gathered."""
+    group = messages.group
     held = [[i for i, owner in enumerate(owners) if owner == rank] for rank in range(group.size())]
     most = max(map(len, held))  # all ranks must send the same shape
     own = held[group.rank()]
     u = mx.pad(orthogonalize(x[mx.array(own, mx.int32)]), [(0, most - len(own)), (0, 0), (0, 0)])
-    before[:] = [mx.distributed.all_gather(mx.depends([u], [x, *before])[0], group=group)]
+    gathered = messages.all_gather(mx.depends([u], [x])[0])  # of a rank that owns nothing, too, not before there is x
     place = {i: rank * most + k for rank, ids in enumerate(held) for k, i in enumerate(ids)}
-    return before[0][mx.array([place[i] for i in range(len(owners))])]
+    return gathered[mx.array([place[i] for i in range(len(owners))])]

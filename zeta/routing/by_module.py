@@ -34,6 +34,10 @@ def routes(model: Any, overrides: Overrides | None = None, *, per_head: bool = F
     not fit and for a pattern that nothing matches.
     """
     arrays, modules = read(model)
+    shards = [name for name, module in modules.items() if type(module).__name__ == "FullyShardedModule"]  # of MLX
+    if shards:
+        where = shards[-1] or "the model"
+        raise ValueError(f"{where} is sharded, so its shapes are one rank's: read the routes before nn.fully_shard")
     layers = {name: _layer(name, tuple(a.shape), modules, per_head) for name, a in arrays.items()}
     special: dict[int, Layer] = {}  # a table that is embedding and head at once is one parameter with two names
     for name, layer in layers.items():
