@@ -182,7 +182,7 @@ class Zeta(Optimizer):
         shapes = {name: wide[name].shape for name in routes}
         work = [(batch, arrays, orthogonalize) for batch, orthogonalize in zip(todo, share(todo), strict=True)]
         after = on_stacks(update, kinds, routes, shapes, work)
-        return {name: (state.pop("param"), state) for name, state in after.items()}
+        return {name: (state.pop("param"), state) for name, state in after}
 
     def _orthogonalize(self, x: mx.array) -> mx.array:
         """Newton-Schulz in the dtype of its products, which loses nothing and is less to send."""

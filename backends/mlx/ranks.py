@@ -41,20 +41,14 @@ def dispatch(arrays: Any) -> None:
 
 
 class Messages:
-    """Collectives of a group in the order of these calls, whatever the graph around them."""
+    """What the ranks of a group send one another, in the order of these calls, whatever the graph around them."""
 
     def __init__(self, group: mx.distributed.Group) -> None:
-        self.group, self.last = group, list[mx.array]()
+        self.group, self.last = group, list[mx.array]()  # what there must be before more is sent
 
     def all_gather(self, x: mx.array) -> mx.array:
         """(ranks n, ...) of every rank's x (n, ...)."""
-        return self._send(mx.distributed.all_gather, x)
-
-    def all_sum(self, x: mx.array) -> mx.array:
-        return self._send(mx.distributed.all_sum, x)
-
-    def _send(self, collective: Any, x: mx.array) -> mx.array:
-        self.last = [collective(mx.depends([x], [x, *self.last])[0], group=self.group)]
+        self.last = [mx.distributed.all_gather(mx.depends([x], [x, *self.last])[0], group=self.group)]
         return self.last[0]
 
 

@@ -1,12 +1,13 @@
 """A rule's work on stacks: the matrices of one shape, of whichever parameters, in one call."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 
 import mlx.core as mx
 
 from zeta.core import Keeps, Orthogonalize
-from zeta.routing.layout import Route
+from zeta.routing.layout import Route, shapes
+from zeta.stages import Shape
 from zeta.storage import part, viewed, whole
 
 Arrays = dict[str, mx.array]
@@ -17,21 +18,27 @@ def on_stacks(
     work: Callable[[Arrays, Orthogonalize], Arrays],
     kinds: Keeps,
     routes: dict[str, Route],
-    shapes: dict[str, tuple[int, ...]],
+    full: dict[str, tuple[int, ...]],
     todo: Iterable[tuple[Batch, dict[str, Arrays], Orthogonalize]],
-) -> dict[str, Arrays]:
-    """{name: {key: array}} of what `work` makes of {key: stack}, for each batch and {name: {key: array}} of `todo`."""
+) -> Iterator[tuple[str, Arrays]]:
+    """(name, {key: array}) of what `work` makes of {key: stack}, for each batch and {name: {key: array}} of `todo`.
+
+    `full` has the parameters' shapes. One comes as soon as all its pieces are there, which batches finish in any order.
+    """
     done: dict[str, dict[str, dict[int, mx.array]]] = {name: {} for name in routes}
     for batch, arrays, orthogonalize in todo:
-        stacks = {}
-        for key, kind in kinds.items():
-            pieces = (part(arrays[n][key], kind, routes[n], i).reshape(viewed(kind, v)) for (n, i), v in batch.items())
-            stacks[key] = mx.concatenate(list(pieces))
+        stacks = {key: _stack(batch, arrays, key, kind, routes) for key, kind in kinds.items()}
         ends = list(accumulate(count for count, *_ in batch.values()))[:-1]
         for key, stacked in work(stacks, orthogonalize).items():
             for (name, i), piece in zip(batch, mx.split(stacked, ends), strict=True):
                 done[name].setdefault(key, {})[i] = piece
-    return {  # batches finish the pieces of one parameter in any order
-        name: {k: whole([own[i] for i in sorted(own)], kinds[k], routes[name], shapes[name]) for k, own in keys.items()}
-        for name, keys in done.items()
-    }
+        for name in dict.fromkeys(name for name, _ in batch):
+            route, kept = routes[name], done[name]
+            if all(len(own) == len(shapes(route)) for own in kept.values()):
+                pieces = {key: [own[i] for i in sorted(own)] for key, own in kept.items()}
+                yield name, {key: whole(own, kinds[key], route, full[name]) for key, own in pieces.items()}
+
+
+def _stack(batch: Batch, arrays: dict[str, Arrays], key: str, kind: Shape, routes: dict[str, Route]) -> mx.array:
+    pieces = (part(arrays[n][key], kind, routes[n], i).reshape(viewed(kind, v)) for (n, i), v in batch.items())
+    return mx.concatenate(list(pieces))

@@ -56,7 +56,7 @@ class Layer(nn.Module):
 
 
 class Model(nn.Module):
-    """Of which the layers are sharded, and `middle` and the embedding are not."""
+    """Whose layers are sharded, and seldom `middle` and the embedding."""
 
     def __init__(self):
         super().__init__()
@@ -76,11 +76,12 @@ def loss(model, tokens, expert):
 def training(kind, group, compiled=False, by_rows=False):
     """{name: array} after some steps of a model under `nn.fully_shard`, each rank with texts of its own.
 
-    `by_rows` is the mistake of taking a rank's rows for a matrix.
+    Compiled, of the whole model, else of its layers. `by_rows` is the mistake of taking a rank's rows for a matrix.
     """
     model, ranks = Model(), group.size()
     routes = zeta.routes(model)
     model.layers = [nn.fully_shard(layer, group=group) for layer in model.layers]
+    model = nn.fully_shard(model, group=group) if compiled else model
     if by_rows:
         routes = {name: route(name, p.shape) for name, p in tree_flatten(model.trainable_parameters())}
     optimizer = KINDS[kind](1e-2, routes=routes, group=group, ns_dtype=mx.float32)
@@ -92,7 +93,7 @@ def training(kind, group, compiled=False, by_rows=False):
     def step(tokens, expert):
         value, grads = nn.value_and_grad(model, loss)(model, tokens, expert)
         mean = partial(nn.average_gradients, group=group)
-        grads = tree_map_with_path(lambda name, g: g if ".module." in name else mean(g), grads)
+        grads = tree_map_with_path(lambda name, g: g if "module" in name.split(".") else mean(g), grads)
         optimizer.update(model, grads)
         return value
 
@@ -102,7 +103,7 @@ def training(kind, group, compiled=False, by_rows=False):
         step(mx.array(tokens), mx.array(number % 3))  # the fourth expert is dead, the others fade
         mx.eval(state)
     found = {"param": model.trainable_parameters(), "state": optimizer.state}
-    return {name.replace(".module.", "."): np.array(a) for name, a in tree_flatten(found)}
+    return {name.replace("module.", ""): np.array(a) for name, a in tree_flatten(found)}
 
 
 SHAPES = {"up.weight": (12, 20), "down.weight": (24, 12), "qkv.weight": (24, 12), "experts.weight": (6, 8, 6)}

@@ -31,7 +31,7 @@ def routes(model: Any, overrides: Overrides | None = None, *, per_head: bool = F
     `overrides` is {pattern: wish}, the pattern searched for in the path, or a function of (name, array). A wish is
     "zeta", "adamw", a `zeta.Route`, or None for the rule's own choice. `per_head` makes every head of query, key and
     value a matrix of its own. What the model leaves open is named in a warning. Raises ValueError for a wish that does
-    not fit and for a pattern that nothing matches.
+    not fit, a pattern that nothing matches, and a model that MLX has sharded already.
     """
     arrays, modules = read(model)
     shards = [name for name, module in modules.items() if type(module).__name__ == "FullyShardedModule"]  # of MLX
