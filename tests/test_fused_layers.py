@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from zeta.parity.checks import assert_close, relative_error
-from zeta.routing.by_name import convolution, route
+from zeta.routing.by_name import route
 from zeta.routing.fused import Layer
 from zeta.routing.layout import batches, join, piece, shapes
 
@@ -92,7 +92,8 @@ def test_taken_as_one_matrix_it_moves_differently(default_run):
 def test_a_convolution_moves_as_the_matrices_of_its_groups(default_run, groups):
     kernel, grad = draw((8, 6, 3, 3)), draw((8, 6, 3, 3), 1)
     layer = default_run(
-        {"conv.weight": kernel}, {"lr": 0.1, "routes": {"conv.weight": convolution(kernel.shape, groups)}}
+        {"conv.weight": kernel},
+        {"lr": 0.1, "routes": {"conv.weight": route("", kernel.shape, Layer("convolution", groups=groups))}},
     )
     layer.step({"conv.weight": grad})
     split = [dict(enumerate(np.split(x.reshape(8, -1), groups))) for x in (kernel, grad)]

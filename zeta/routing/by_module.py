@@ -6,20 +6,18 @@ their bases: no library is imported, and a model's own subclass of Linear is a L
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from math import prod
 from typing import Any
 
-from zeta.routing.by_name import layer_of, overruled, route, warn_of_doubts
-from zeta.routing.fused import Layer
+from zeta.routing.by_name import overruled, route, warn_of_doubts
+from zeta.routing.fused import FUSED, UNSURE, Layer
+from zeta.routing.kinds import Model, Place, bases, kind_of, place
 from zeta.routing.layout import Route
+from zeta.routing.splits import attribute, split
 
 Wish = str | Route | None
 Overrides = Mapping[str, Wish] | Callable[[str, Any], Wish]
 
-# The fused query, key and value of these take turns by heads; of those they stand one after the other. Read in the
-# models' code: transformers 5.23, mlx-lm 0.32.
-ALTERNATING = re.compile(r"gpt_neox|bloom|persimmon|falcon|gpt_bigcode|phi3small|\.minimax\.|codegen")
-CONTIGUOUS = re.compile(r"bailing|chatglm")
-UNKNOWN_HEADS = re.compile(r"codegen")  # cut for four devices, whatever its heads
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_q_heads")
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads", "kv_n_heads", "n_kv_head")
 GATES = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3}
@@ -38,7 +36,8 @@ def routes(model: Any, overrides: Overrides | None = None, *, per_head: bool = F
     if shards:
         where = shards[-1] or "the model"
         raise ValueError(f"{where} is sharded, so its shapes are one rank's: read the routes before nn.fully_shard")
-    layers = {name: _layer(name, tuple(a.shape), modules, per_head) for name, a in arrays.items()}
+    known = Model(modules)
+    layers = {name: _layer(name, tuple(a.shape), known, per_head) for name, a in arrays.items()}
     special: dict[int, Layer] = {}  # a table that is embedding and head at once is one parameter with two names
     for name, layer in layers.items():
         if layer.kind in ("embedding", "head"):
@@ -67,61 +66,39 @@ def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from _flatten(value, f"{prefix}{name}.")
 
 
-def _layer(name: str, shape: tuple[int, ...], modules: dict[str, Any], per_head: bool) -> Layer:
+def _layer(name: str, shape: tuple[int, ...], model: Model, per_head: bool) -> Layer:
     """What the name tells, corrected by what the modules around it tell."""
-    layer = layer_of(name, shape)
-    path = name.rpartition(".")[0]
-    while path not in modules:  # an array in one of MLX's lists
-        path = path.rpartition(".")[0]
-    owner, bases = modules[path], {base.__name__ for base in type(modules[path]).__mro__}
-    heads, kv_heads, order = _attention(path, modules)
-    kind = _kind(layer, path, modules, bases)
-    gates = next((GATES[base] for base in bases & GATES.keys() if re.match(r".*\.?(weight_[ih]h|W[xh])", name)), 1)
-    return layer._replace(
-        kind=kind,
-        transposed=_transposed(owner, layer, shape, bases),
+    at = place(name, model.modules)
+    layer = kind_of(at, shape, model)
+    owner, names = model.modules[at.path], bases(model.modules[at.path])
+    heads, kv_heads = _heads(at.path, model.modules)
+    gated = re.match(r"weight_[ih]h|W[xh]", at.leaf)
+    layer = layer._replace(
+        transposed=_transposed(owner, layer, shape, names),
         heads=heads,
         kv_heads=kv_heads,
-        alternating=True if getattr(owner, "is_concatenated", True) is False else order,
-        groups=owner.groups if kind == "convolution" and hasattr(owner, "groups") else gates,
+        groups=next((GATES[base] for base in names & GATES.keys() if gated), layer.groups),
         per_head=per_head,
-        doubt="",
     )
+    return _split(layer, at, shape, model) if layer.kind in ("matrix", "convolution") and len(shape) > 1 else layer
 
 
-def _kind(layer: Layer, path: str, modules: dict[str, Any], bases: set[str]) -> str:
-    linear = any(base.endswith("Linear") for base in bases) or "Conv1D" in bases
-    if layer.kind in ("lora", "bias", "quantisation scale"):
-        return layer.kind
-    if bases & {"Embedding", "EmbeddingBag", "QuantizedEmbedding"}:
-        return "embedding"
-    if modules[path] is _output(modules[""]) or (linear and layer.kind == "head" and _is_last(path, modules)):
-        return "head"
-    if any("Norm" in base for base in bases):
-        return "norm"
-    if any(re.match(r"Conv(Transpose)?[123]d$", base) for base in bases):
-        return "convolution"
-    return "matrix" if linear else layer.kind
-
-
-def _output(model: Any) -> Any:
-    """The module that a model itself calls its head: Transformers' language models and timm's classifiers do."""
-    for name in ("get_output_embeddings", "get_classifier"):
-        head = getattr(model, name, None)
-        if callable(head) and head() is not None:
-            return head()
-    return ()  # no module is this
-
-
-def _is_last(path: str, modules: dict[str, Any]) -> bool:
-    """Whether a layer called "classifier.6" is the last of the head's numbered ones; True without a number."""
-    stem = re.sub(r"\.\d+$", "", path)
-    numbered = [
-        p
-        for p, module in modules.items()
-        if re.fullmatch(re.escape(stem) + r"\.\d+", p) and type(module).__name__.endswith("Linear")
-    ]
-    return stem == path or numbered[-1] == path
+def _split(layer: Layer, at: Place, shape: tuple[int, ...], model: Model) -> Layer:
+    """With the parts that the code of the module around the layer splits it into."""
+    users = [*at.users(model)]
+    if any(attribute(user, "is_concatenated") is False for user, _ in users):  # Transformers' experts say so themselves
+        return layer._replace(alternating=True)
+    rows, cols = (shape[-1], shape[-2]) if layer.transposed else (shape[-2], shape[-1])
+    if layer.kind == "convolution":
+        rows, cols = shape[0], prod(shape[1:])
+    answers = [told for user, child in users if (told := split(user, child, rows, cols))]
+    told = next((told for told in answers if told.parts), answers[0] if answers else None)
+    if told and told.sure:
+        single = not told.parts and UNSURE.match(layer.name)
+        return layer._replace(parts=(rows,) if single else told.parts, repeats=told.repeats)
+    if told and FUSED.search(layer.name):
+        return layer._replace(doubt="is split by its module in a way that was not understood, and taken as one")
+    return layer
 
 
 def _transposed(owner: Any, layer: Layer, shape: tuple[int, ...], bases: set[str]) -> bool | None:
@@ -137,21 +114,18 @@ def _transposed(owner: Any, layer: Layer, shape: tuple[int, ...], bases: set[str
     return None if len(shape) > 2 and not any(base.endswith("Linear") for base in bases) else False
 
 
-def _attention(path: str, modules: dict[str, Any]) -> tuple[int, int, bool | None]:
-    """Heads and key-value heads of the nearest module around `path` that has any, and whether q, k, v take turns."""
+def _heads(path: str, modules: dict[str, Any]) -> tuple[int, int]:
+    """Heads and key-value heads of the nearest module around `path` that has any; 0 if none has."""
     ends = [i for i in range(len(path), 0, -1) if path[i : i + 1] in ("", ".")]
     for module in [modules[path[:i]] for i in [*ends, 0] if path[:i] in modules]:  # MLX's lists are no modules
-        holders = [module, getattr(module, "config", None), getattr(module, "args", None)]
-        heads = _number(holders, HEADS)
-        if heads:
-            source = f"{type(module).__module__}.{type(module).__name__}".lower()
-            known = True if ALTERNATING.search(source) else False if CONTIGUOUS.search(source) else None
-            return (0, 0, True) if UNKNOWN_HEADS.search(source) else (heads, _number(holders, KV_HEADS) or heads, known)
-    return 0, 0, None
+        holders = [module, attribute(module, "config"), attribute(module, "args")]
+        if heads := _number(holders, HEADS):
+            return heads, _number(holders, KV_HEADS) or heads
+    return 0, 0
 
 
 def _number(holders: list[Any], names: tuple[str, ...]) -> int:
-    found = (getattr(holder, name, None) for holder in holders for name in names)
+    found = (attribute(holder, name) for holder in holders for name in names)
     return next((n for n in found if type(n) is int and n > 0), 0)
 
 

@@ -58,19 +58,33 @@ def route(name: str, shape: tuple[int, ...], layer: Layer | None = None) -> Rout
         return Route("adamw", (), "vector")
     if layer.kind == "head":
         return Route("adamw", (), "output head", doubt=layer.doubt)
-    if layer.kind == "convolution":
-        return convolution(shape, layer.groups)
+    if layer.kind == "entries":
+        return Route("adamw", (), "entry by entry")
+    if layer.kind.endswith("convolution"):
+        return convolution(shape, layer)
+    if layer.matrices and not layer.parts:
+        reason = "stack of matrices" if layer.matrices[0] > 1 else "matrix"
+        return Route("zeta", layer.matrices, reason, doubt=layer.doubt)
     if layer.kind == "lora":
         return Route("zeta", (prod(shape[:-2]), *shape[-2:]), "LoRA pair")
     reason = "matrix" if len(shape) == 2 else "stack of matrices"
     return fused(shape, layer) or Route("zeta", (prod(shape[:-2]), *shape[-2:]), reason, doubt=layer.doubt)
 
 
-def convolution(shape: tuple[int, ...], groups: int) -> Route:
-    if groups == shape[0] > 1:
+def convolution(shape: tuple[int, ...], layer: Layer) -> Route:
+    """As a matrix (out, rest) a group; a transposed one as (in, rest), or (rest, in) where it is stored so."""
+    if layer.groups == shape[0] > 1:
         return Route("adamw", (), "depthwise convolution: a vector a channel")
-    reason = "convolution as (out, rest)" + (f" in {groups} groups" if groups > 1 else "")
-    return Route("zeta", (groups, shape[0] // groups, prod(shape[1:])), reason)
+    sides = "(out, rest)" if layer.kind == "convolution" else "(rest, in)" if layer.matrices else "(in, rest)"
+    reason = f"{layer.kind} as {sides}" + (f" in {layer.groups} groups" if layer.groups > 1 else "")
+    if layer.matrices:
+        return Route("zeta", layer.matrices, reason)
+    count, doubt = layer.groups, ""
+    if layer.parts and layer.groups == 1 and len(set(layer.parts)) == 1 == layer.repeats:
+        count, reason = len(layer.parts), f"{len(layer.parts)} projections, each a {reason}"
+    elif layer.parts:
+        doubt = "holds several projections, which are taken as one"
+    return Route("zeta", (count, shape[0] // count, prod(shape[1:])), reason, doubt=doubt)
 
 
 @cache

@@ -8,6 +8,7 @@ from zeta.routing.layout import Route, cut
 
 QKV = re.compile(r"^(qkv(_proj|_linear)?|to_qkv|[Ww]qkv|W_pack|c_attn|in_proj_weight|query_key_value)$")
 GATE_UP = re.compile(r"^(gate_up_proj|gate_and_up_proj|up_gate_proj|gate_up|Wi|w12|w13|weights_in)$")
+FUSED = re.compile(r"q_?k_?v|(^|_)kv(_|$)|gate_(and_)?up|up_gate|^in_proj|^W[i1]$|keys_values")  # in any way
 SEPARATE = re.compile(r"^(q|k|v|query|key|value)(_proj)?$")
 # Several projections in one, differently in every model: state-space layers, latent attention, keys with values.
 UNSURE = re.compile(r"^(in_proj|in_proj_(qkv\w*|ba)|kv_b_proj|kv_a_proj_with_mqa|to_kv|kv_proj|kv)$")
@@ -16,7 +17,9 @@ UNSURE = re.compile(r"^(in_proj|in_proj_(qkv\w*|ba)|kv_b_proj|kv_a_proj_with_mqa
 class Layer(NamedTuple):
     """What is known about the layer of a parameter, from its name or from the model."""
 
-    kind: str  # "embedding", "head", "norm", "bias", "convolution", "lora", "quantisation scale"; "matrix" for all else
+    # "embedding", "head", "norm", "bias", "convolution", "transposed convolution", "lora", "quantisation scale",
+    # "entries" (no matrix, for another reason); "matrix" for all else
+    kind: str
     name: str = ""  # its own name, not its path: "c_attn"
     transposed: bool | None = None  # the weight is (..., in, out); None if unknown
     heads: int = 0  # of the attention that it belongs to; 0 if unknown
@@ -24,11 +27,20 @@ class Layer(NamedTuple):
     alternating: bool | None = None  # the fused matrices take turns along their axis; None if unknown
     groups: int = 1  # of a convolution; the gates of a recurrent layer
     per_head: bool = False  # cut query, key and value into one matrix a head
+    matrices: tuple[int, ...] = ()  # (count, rows, cols), where the shape alone would be read as others
+    parts: tuple[int, ...] = ()  # rows of its matrices as the module's code splits them; () if it tells nothing
+    repeats: int = 1  # how often they alternate
     doubt: str = ""
 
 
 def fused(shape: tuple[int, ...], layer: Layer) -> Route | None:
     """The route of a parameter (..., out, in), or (..., in, out), that holds several matrices; None if it holds one."""
+    if layer.doubt:
+        return _whole(shape, layer.doubt)
+    if len(layer.parts) == 1:
+        return None
+    if layer.parts and not (layer.per_head and QKV.match(layer.name)):
+        return _as_split(shape, layer)
     if QKV.match(layer.name):
         return _qkv(shape, layer)
     if GATE_UP.match(layer.name):
@@ -40,6 +52,17 @@ def fused(shape: tuple[int, ...], layer: Layer) -> Route | None:
     if layer.per_head and SEPARATE.match(layer.name) and heads and shape[axis] % heads == 0:
         return cut(shape, (shape[axis] // heads,) * heads, "heads", axis)
     return _whole(shape, "may hold several projections, which are taken as one") if UNSURE.match(layer.name) else None
+
+
+def _as_split(shape: tuple[int, ...], layer: Layer) -> Route:
+    """As the module's own code splits it."""
+    names = f"{len(layer.parts)} projections"
+    if QKV.match(layer.name) and len(layer.parts) == 3:
+        names = "query, key, value"
+    if GATE_UP.match(layer.name) and len(layer.parts) == 2:
+        names = "gate, up"
+    turns = "" if layer.repeats == 1 else " alternating" if names == "gate, up" else " alternating by heads"
+    return cut(shape, layer.parts, names + turns, -1 if layer.transposed else -2, layer.repeats)
 
 
 def _qkv(shape: tuple[int, ...], layer: Layer) -> Route:

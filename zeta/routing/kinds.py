@@ -1,0 +1,260 @@
+"""What kind of layer an array belongs to: by the class of the module that owns it, by shape, and by the module's code.
+
+Classes are recognised by their names and those of their bases: no library is imported, and a model's own subclass of
+Linear is a Linear.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import pairwise
+from math import prod
+from typing import Any, NamedTuple
+
+from zeta.routing.by_name import LM_HEAD, WRAPPER, layer_of
+from zeta.routing.fused import Layer
+from zeta.routing.source import LIBRARIES, Use, class_of, keywords, use
+from zeta.routing.splits import attribute
+
+PARAMETRIZED = re.compile(r"\.?parametrizations\.(\w+)\.original\d?$")
+CONTAINERS = {"ParameterList", "ParameterDict"}
+CONVOLUTION = re.compile(r"Conv(Transpose)?[123]d$")
+EMBEDDINGS = {"Embedding", "EmbeddingBag", "QuantizedEmbedding"}
+OUTPUTS = re.compile(r"(^|_)(vocab_size|num_vocab|num_labels|num_classes)(_|$)")
+# Modules that are heads, and layers that are where their rows are no width of the model.
+HEAD_MODULE = re.compile(r"^(\w+_)?(heads?|classifier)$|^(class|bbox|box)_(embed|predictor)$")
+PREDICTION = re.compile(r"^(head_linear|regression|seq_relationship|logits_\w+|pred(ict)?_\w+|\w+_pred)$")
+OUTPUT = re.compile(r"^(output|proj_out)$")
+GROUPS = ("groups", "n_groups", "num_groups", "n_blocks")
+# Names of arrays that a module multiplies with its own hands.
+TELLING = re.compile(r"(proj|projection|linear|dense|fc\d*|kernel|^w\d|^w[qkvo]|_w)(_weight)?$|^in_proj_weight$")
+UNTOLD = "belongs to no known layer, and its module's code does not tell whether it is a matrix"
+
+
+class Model:
+    """A model's modules by path, and what they have in common."""
+
+    def __init__(self, modules: dict[str, Any]) -> None:
+        self.modules = modules
+
+    @cached_property
+    def head(self) -> Any:
+        """The module that a model itself calls its head: Transformers' language models and timm's classifiers do."""
+        for name in ("get_output_embeddings", "get_classifier"):
+            head = getattr(self.modules[""], name, None)
+            if callable(head) and head() is not None:
+                return head()
+        return ()  # no module is this
+
+    @cached_property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """(rows, cols) of all linear layers, by path."""
+        shapes = {p: _shape(m) for p, m in self.modules.items()}
+        return {p: (s[0], prod(s[1:])) for p, s in shapes.items() if len(s) > 1 and is_pointwise(self.modules[p], s)}
+
+    @cached_property
+    def layers(self) -> list[str]:
+        """The modules with a weight of more than one axis, by path."""
+        return [p for p, m in self.modules.items() if len(_shape(m)) > 1]
+
+    @cached_property
+    def tables(self) -> set[int]:
+        """How many rows the embeddings have."""
+        return {_shape(m)[0] for m in self.modules.values() if bases(m) & EMBEDDINGS and _shape(m)}
+
+    @cached_property
+    def layers_in(self) -> Counter[str]:
+        """How many layers each module holds, itself included."""
+        return Counter(p[:i] for p in self.layers for i in range(len(p) + 1) if p[i : i + 1] in ("", "."))
+
+    @cached_property
+    def widths(self) -> set[int]:
+        """What linear layers take in: the output of a head is none of these."""
+        return {cols for _, cols in self.linears.values()}
+
+    @cached_property
+    def vocabularies(self) -> set[int]:
+        """The sizes of vocabularies, and the numbers of classes, in the configs."""
+        return set(_outputs(self.modules[""], 0))
+
+
+class Place(NamedTuple):
+    """Where an array stands: the module that owns it, by path, and its name there."""
+
+    name: str  # as layer_of wants it
+    path: str
+    leaf: str
+
+    def users(self, model: Model) -> Iterator[tuple[Any, str]]:
+        """The modules whose code may use the array, each with what the array or its layer is called there.
+
+        Of a layer that is the module around it, and the next where that only wraps the layer.
+        """
+        path, child = self.path, self.leaf
+        if model.layers_in[path] != 1 or path not in model.layers:
+            yield model.modules[path], child
+        while path and model.layers_in[path] == 1:
+            path, _, child = path.rpartition(".")
+            while path not in model.modules or WRAPPER.fullmatch(f"{child}."):  # a list of MLX's
+                path, _, child = path.rpartition(".")
+            yield model.modules[path], child
+
+
+def place(name: str, modules: dict[str, Any]) -> Place:
+    """A weight-normed layer's array belongs to the layer, one in a list to the module that holds the list."""
+    name = PARAMETRIZED.sub(r".\1", name)
+    path, _, leaf = name.rpartition(".")
+    while path not in modules or bases(modules[path]) & CONTAINERS:
+        path, _, leaf = path.rpartition(".")
+    return Place(name, path, leaf)
+
+
+def _shape(module: Any) -> tuple[int, ...]:
+    return tuple(getattr(attribute(module, "weight"), "shape", ()))
+
+
+def bases(module: Any) -> set[str]:
+    return {base.__name__ for base in type(module).__mro__}
+
+
+def is_linear(names: set[str]) -> bool:
+    return any(name.endswith("Linear") for name in names) or "Conv1D" in names
+
+
+def is_pointwise(module: Any, shape: tuple[int, ...]) -> bool:
+    """Whether a module is a linear layer, which a convolution of size 1 is, too."""
+    names = bases(module)
+    convolution = any(CONVOLUTION.match(name) for name in names)
+    return is_linear(names) or (convolution and sorted(shape[1:])[:-1] == [1] * (len(shape) - 2))
+
+
+def kind_of(at: Place, shape: tuple[int, ...], model: Model) -> Layer:
+    """What the name tells of an array, corrected by its owner: kind, groups, layout, doubt."""
+    layer = layer_of(at.name, shape)
+    owner = model.modules[at.path]
+    names = bases(owner)
+    convolution = next((name for name in names if CONVOLUTION.match(name)), "")
+    if layer.kind in ("lora", "bias", "quantisation scale"):
+        return layer._replace(doubt="")
+    if names & EMBEDDINGS:
+        return layer._replace(kind="embedding", doubt="")
+    if owner is model.head or (is_pointwise(owner, shape) and is_head(at, shape, layer, model)):
+        return layer._replace(kind="head", doubt="")
+    if any("Norm" in name for name in names):
+        return layer._replace(kind="norm", doubt="")
+    if convolution:
+        return _convolution(layer, owner, shape, "Transpose" in convolution)
+    if is_linear(names):
+        return _linear(layer, owner, shape)
+    return _bare(layer, at, model, shape)
+
+
+def _outputs(owner: Any, depth: int) -> Iterator[int]:
+    for name in ("config", "args") if depth == 0 else ():
+        yield from _outputs(attribute(owner, name), 1)
+    values = getattr(owner, "__dict__", {}) if depth else {}
+    for name, value in values.items():
+        if type(value) is int and OUTPUTS.search(name):
+            yield value
+        elif name.endswith("_config") and depth < 3:
+            yield from _outputs(value, depth + 1)
+    if depth and type(attribute(owner, "num_labels")) is int:
+        yield owner.num_labels
+
+
+def is_head(at: Place, shape: tuple[int, ...], layer: Layer, model: Model) -> bool:
+    """Whether a linear layer is the output's: by its name, by a vocabulary of rows, or as the last of a named head."""
+    if LM_HEAD.search(layer.name):
+        return _is_last(at.path, model)
+    head, in_layers = _around(at.path)
+    if in_layers:
+        return False
+    rows, width = shape[0], shape[0] in model.widths and shape[0] not in model.vocabularies
+    if rows in model.vocabularies & model.tables and rows > prod(shape[1:]) and rows not in model.widths:
+        return True
+    if PREDICTION.match(layer.name) or (layer.kind == "head" and not OUTPUT.match(layer.name)):
+        return _is_last(at.path, model)
+    named = layer.kind == "head" or bool(head and _ends(at.path, head, model))
+    return named and not width and _is_last(at.path, model)
+
+
+def _around(path: str) -> tuple[str, bool]:
+    """The outermost module around a layer that is named as a head is ("" if none), and whether that (or the layer, if
+    none is) stands in a numbered layer."""
+    parts = path.split(".")
+    for i, part in enumerate(parts):
+        if HEAD_MODULE.match(part):
+            return ".".join(parts[: i + 1]), any(p.isdigit() for p in parts[:i])
+    return "", any(p.isdigit() for p in parts)
+
+
+def _ends(path: str, head: str, model: Model) -> bool:
+    """Whether a layer is the last of those in a head, of one of the parallel heads if these are numbered."""
+    start = re.sub(rf"^({re.escape(head)}(\.\d+)?\.).*", r"\1", f"{path}.")
+    return [p for p in model.layers if f"{p}.".startswith(start)][-1:] == [path]
+
+
+def _is_last(path: str, model: Model) -> bool:
+    """Whether a layer called "classifier.6" is the last of its head's numbered ones, or one of heads side by side; True
+    without a number."""
+    stem = re.sub(r"\.\d+(\.\w+)?$", "", path)
+    numbered = [p for p in model.linears if re.fullmatch(re.escape(stem) + r"\.\d+(\.\w+)?", p)]
+    if stem == path or path not in numbered:
+        return True
+    chain = [model.linears[p] for p in numbered]
+    in_turn = all(a[0] == b[1] for a, b in pairwise(chain))
+    return numbered[-1] == path or not (in_turn or "Sequential" in bases(model.modules.get(stem)))
+
+
+def _convolution(layer: Layer, owner: Any, shape: tuple[int, ...], transposed: bool) -> Layer:
+    groups = attribute(owner, "groups")
+    if groups is None:  # MLX's own, of which the code may tell the groups: (channels, size, 1) is one of each channel
+        groups = shape[0] if shape[-1] == 1 and "groups" in keywords(class_of(owner)) else 1
+    if not transposed:
+        return layer._replace(kind="convolution", groups=groups, doubt="")
+    in_first = hasattr(owner, "named_parameters")  # torch keeps (in, out, sizes), MLX (out, sizes, in)
+    matrices = () if in_first else (1, prod(shape[:-1]), shape[-1])
+    return layer._replace(kind="transposed convolution", groups=groups, matrices=matrices, doubt="")
+
+
+def _linear(layer: Layer, owner: Any, shape: tuple[int, ...]) -> Layer:
+    groups = next((n for name in GROUPS if type(n := attribute(owner, name)) is int), 1)
+    if len(shape) == 2 and groups > 1 and shape[0] % groups == 0:
+        return layer._replace(kind="matrix", matrices=(groups, shape[0] // groups, shape[1]), doubt="")
+    return layer._replace(kind="matrix", doubt="")
+
+
+def _bare(layer: Layer, at: Place, model: Model, shape: tuple[int, ...]) -> Layer:
+    """Of an array that a module owns directly, and uses in a way that only its code tells."""
+    if layer.kind in ("embedding", "norm", "head") or len(shape) < 2:
+        return layer._replace(doubt="")
+    owner, (path, _, child) = model.modules[at.path], at.path.rpartition(".")
+    used = use(class_of(owner), at.leaf, len(shape))
+    if not used.kind and path in model.modules:
+        used = use(class_of(model.modules[path]), f"{child}.{at.leaf}", len(shape))
+    if used.kind == "product":
+        return _product(layer, used, shape)
+    if used.kind == "convolution":
+        return layer._replace(kind="convolution", groups=attribute(owner, "groups") or 1, doubt="")
+    if used.kind:
+        return layer._replace(kind="embedding" if used.kind == "lookup" else "entries", doubt="")
+    told = TELLING.search(at.leaf) or type(owner).__module__.partition(".")[0] in LIBRARIES
+    if told and layer.kind == "matrix":
+        return layer._replace(doubt="")
+    return layer._replace(kind="matrix" if layer.kind == "matrix" or len(shape) < 4 else layer.kind, doubt=UNTOLD)
+
+
+def _product(layer: Layer, used: Use, shape: tuple[int, ...]) -> Layer:
+    """A matrix, or a stack of them; of an einsum the one that its letters tell: (in, heads, size) is one matrix."""
+    plain = layer._replace(kind="matrix", doubt="")
+    own, _, rest = used.subscripts.partition(",")
+    other, _, output = rest.partition("->")
+    if len(own) != len(shape) or len(shape) < 3:
+        return plain
+    kinds = ["out" if c not in other else "stack" if c in output else "in" for c in own]
+    order = [k for i, k in enumerate(kinds) if i == 0 or k != kinds[i - 1]]
+    if "stack" in order[1:] or len(order) - order.count("stack") != 2:
+        return plain._replace(doubt="is multiplied along axes that do not lie side by side")
+    sides = [prod(n for n, k in zip(shape, kinds, strict=True) if k == side) for side in ("stack", *order[-2:])]
+    return plain._replace(matrices=tuple(sides))
