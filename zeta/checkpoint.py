@@ -7,7 +7,8 @@ can change libraries. A digest beside the settings tells a file that was altered
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,17 @@ def save(path: Path | str, arrays: Arrays, settings: Mapping[str, Any]) -> None:
     arrays = {name: np.asarray(a, a.dtype.newbyteorder("<"), order="C") for name, a in arrays.items()}
     header = {"format": FORMAT, "version": VERSION, "settings": json.dumps(settings)}
     content = serialize(arrays, header | {"digest": digest(arrays, header)})
-    part = path.with_name(f".{path.name}.part")  # in the same folder, for a rename that is atomic
+    with replacing(path) as part:
+        part.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which is in the path's place when the block ends, and gone where the block raises."""
+    part = path.with_name(f".{path.stem}.part{path.suffix}")  # in the same folder, for a rename that is atomic
     try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
+        yield part
+        with part.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:

@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_routing(commands)
     _add_inspect(commands)
     _add_convert(commands)
+    _add_mlx_lm(commands)
     args = parser.parse_args(argv)
     try:
         return int(args.run(args, args.command))
@@ -78,6 +79,22 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument("folder", type=Path, metavar="FOLDER")
     command.add_argument("file", type=Path, metavar="FILE.safetensors")
     command.set_defaults(run=convert, command=command)
+
+
+def _add_mlx_lm(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    about = "Fine-tune as mlx_lm.lora does, with zeta's optimizers and a resume that loses nothing."
+    command = commands.add_parser("mlx-lm", help=about, description=about)
+    command.add_argument("which", choices=["lora"], help="mlx-lm's command: the others need nothing of zeta")
+    command.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="see zeta mlx-lm lora --help")
+    command.set_defaults(run=mlx_lm, command=command)
+
+
+def mlx_lm(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """0; 2 where something cannot be done as asked."""
+    need("zeta mlx-lm", "mlx", "mlx_lm")
+    from zeta.backends.mlx.lm import main as lora
+
+    return lora(args.arguments)
 
 
 def convert(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

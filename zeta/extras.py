@@ -8,6 +8,7 @@ EXTRAS = {
     "matplotlib": "train",
     "tokenizers": "train",
     "transformers": "integrations",
+    "mlx_lm": "integrations",
 }
 
 

@@ -65,7 +65,7 @@ def arrays(step: int) -> checkpoint.Arrays:
 
 
 def part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
+    return path.with_name(f".{path.stem}.part{path.suffix}")
 
 
 def write_in_place(part: Path, path: Path) -> None:
