@@ -121,19 +121,8 @@ def test_lightning_resumes(tmp_path: Path) -> None:
         example.main([*VIT.split(), str(tmp_path / "killed"), "--resume", "--epochs", "2"])
 
 
-def test_mlx_lm_resumes(tmp_path: Path) -> None:
-    example = load("finetune_mlx_lm", "mlx_lm")
-    for flags in (SHORT.split(), ["--lora", *SHORT.split()]):  # which adapts the weights of the first
-        whole = example.main([*flags, str(tmp_path / "whole")])
-        assert_falls(whole, 0.05 if "--lora" in flags else 0.5)
-        kill(example, 8, [*flags, str(tmp_path / "killed")])
-        assert example.main([*flags, str(tmp_path / "killed"), "--resume"]) == whole[5:]
-        with pytest.raises(ValueError, match="is of step 12: --steps 6 must be at least that"):
-            example.main([*flags, str(tmp_path / "killed"), "--resume", "--steps", "6"])
-
-
-@pytest.mark.parametrize("name", ["finetune_hf", "lightning_vit", "finetune_mlx_lm"])
+@pytest.mark.parametrize("name", ["finetune_hf", "lightning_vit"])
 def test_there_is_nothing_to_resume(name: str, tmp_path: Path) -> None:
-    example = load(name, "lightning", "sklearn", "mlx_lm", "transformers", "accelerate")
+    example = load(name, "lightning", "sklearn", "transformers", "accelerate")
     with pytest.raises(ValueError, match=r"[Cc]heckpoint|leave --resume out"):
         example.main(["--resume", "--out", str(tmp_path)])

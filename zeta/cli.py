@@ -92,8 +92,10 @@ def _add_mlx_lm(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def mlx_lm(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """0; 2 where something cannot be done as asked."""
     need("zeta mlx-lm", "mlx", "mlx_lm")
-    from zeta.backends.mlx.lm import main as lora
-
+    try:
+        from zeta.backends.mlx.lm import main as lora
+    except ImportError as error:
+        raise Missing(f"this mlx-lm is not as expected: {error}: pip install 'mlx-lm==0.32.2'") from error
     return lora(args.arguments)
 
 

@@ -8,22 +8,16 @@ its batches and writes its files through `lm_checkpoint`.
 import inspect
 import sys
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from types import ModuleType
+from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-from mlx.optimizers import Optimizer
 from mlx_lm import __version__, lora
 from mlx_lm.tuner import trainer
-from mlx_lm.tuner.utils import build_schedule
 
-import zeta
-from zeta.backends import mlx as backend
-
-from .lm_checkpoint import Batches, Refused, Saved, check_model, check_run, load, restore, save
+from .lm_checkpoint import Refused, check_run, load
+from .lm_tuning import OURS, Name, Tuning, make, put
 
 COMMAND = "zeta mlx-lm lora"
 KNOWN = "0.31.1 to 0.32.2"
@@ -38,7 +32,6 @@ SEAMS = (  # where mlx-lm looks a name up that is ours while it runs, or does wh
     (trainer, "train", "mx.save_safetensors(str("),
 )
 THEIRS = ("adam", "adamw", "muon", "sgd", "adafactor")
-OURS = {name.lower(): getattr(backend, name) for name in backend.__all__ if name[0].isupper() and name != "Muon"}
 
 
 def main(arguments: list[str]) -> int:
@@ -62,19 +55,6 @@ def check_seams() -> None:
                 f"mlx-lm {__version__} has no {text.strip()!r} in {module.__name__}.{function}, which this command "
                 f"needs; known are {KNOWN}: pip install 'mlx-lm==0.32.2', or a newer zeta"
             )
-
-
-@contextmanager
-def put(module: ModuleType, **names: Any) -> Iterator[None]:
-    """These in the place of the module's own of these names, which are back when the block ends."""
-    before = {name: vars(module)[name] for name in names if name in vars(module)}
-    vars(module).update(names)
-    try:
-        yield
-    finally:
-        for name in names:
-            del vars(module)[name]
-        vars(module).update(before)
 
 
 def build_parser(original: Callable[[], ArgumentParser]) -> ArgumentParser:
@@ -101,7 +81,7 @@ def run(original: Callable[..., None], args: Any) -> None:
     if name in OURS:
         make(args)
         args.optimizer = Name(name)
-    saved = load(args.resume_adapter_file) if args.resume_adapter_file else None
+    saved = load(Path(args.resume_adapter_file)) if args.resume_adapter_file else None
     args.resume_adapter_file = None  # its weights are in `saved`, which may be newer by the last kill
     tuning = Tuning(args, saved)
     check_run(tuning.facts, args.iters, saved)
@@ -109,97 +89,3 @@ def run(original: Callable[..., None], args: Any) -> None:
         lora, print_trainable_parameters=partial(tuning.begin, lora.print_trainable_parameters), train=tuning.train
     ):
         return original(args)
-
-
-class Name(str):
-    """An optimizer's name, which mlx-lm prints and saves; its own chain of names takes it for Adam's."""
-
-    def lower(self) -> str:
-        return "adam"
-
-
-def make(args: Any, model: Any = None) -> Optimizer:
-    """The optimizer of this name with its `optimizer_config`, for the parameters that the model has now."""
-    name = str(args.optimizer).lower()
-    config = dict((args.optimizer_config or {}).get(name) or {})
-    overrides = config.pop("overrides", None)
-    rate = build_schedule(args.lr_schedule) if args.lr_schedule else args.learning_rate
-    try:
-        routes = zeta.routes(model, overrides) if model else None
-        made: Optimizer = OURS[name](rate, routes=routes, **config)
-    except (TypeError, ValueError) as error:
-        raise Refused(f"optimizer_config of {name}: {error}") from error
-    return made
-
-
-class Tuning:
-    """One run of mlx-lm's `train_model`: what it needs to begin, and what stands in for its trainer."""
-
-    def __init__(self, args: Any, saved: Saved | None) -> None:
-        self.args, self.saved = args, saved
-        self.optimizer: Optimizer | None = None
-        structure = None if args.fine_tune_type == "full" else args.lora_parameters
-        self.facts = {
-            "optimizer": str(args.optimizer).lower(),
-            "fine_tune_type": args.fine_tune_type,
-            "num_layers": args.num_layers,
-            "lora_parameters": structure,
-            "batch_size": args.batch_size,
-            "grad_accumulation_steps": args.grad_accumulation_steps,
-        }
-
-    def begin(self, original: Callable[[Any], None], model: Any) -> None:
-        """Where mlx-lm counts the parameters to train: the layers are in, and nothing has been written yet."""
-        if isinstance(self.args.optimizer, Name):
-            self.optimizer = make(self.args, model)
-        if self.saved:
-            check_model(self.saved, model)
-            if self.optimizer:
-                restore(self.saved, model, self.optimizer)
-        original(model)
-
-    def train(
-        self,
-        model: Any,
-        optimizer: Optimizer,
-        args: Any,
-        train_dataset: Any,
-        training_callback: Any = None,
-        **rest: Any,
-    ) -> None:
-        """mlx-lm's `train` from the saved iteration on."""
-        if self.optimizer:
-            optimizer = self.optimizer
-        elif self.saved:
-            restore(self.saved, model, optimizer)
-        facts = self.facts | {"examples": len(train_dataset)}
-        check_run(facts, args.iters, self.saved)
-        batches = Batches(args.grad_accumulation_steps, self.saved.place if self.saved else None)
-        files = partial(save, mx.save_safetensors, optimizer, batches, facts)
-        with put(trainer, range=batches.iterations), put(mx, save_safetensors=files):
-            trainer.train(
-                model=model,
-                optimizer=optimizer,
-                args=args,
-                train_dataset=train_dataset,
-                iterate_batches=batches,
-                training_callback=Lines(optimizer, training_callback),
-                **rest,
-            )
-
-
-class Lines:
-    """Below each of mlx-lm's lines, the learning rate; both reach the callback that mlx-lm was given."""
-
-    def __init__(self, optimizer: Optimizer, following: Any) -> None:
-        self.optimizer, self.following = optimizer, following
-
-    def on_train_loss_report(self, train_info: dict[str, Any]) -> None:
-        if mx.distributed.init().rank() == 0:
-            print(f"          rate {train_info['learning_rate']:.3e}", flush=True)
-        if self.following:
-            self.following.on_train_loss_report(train_info)
-
-    def on_val_loss_report(self, val_info: dict[str, Any]) -> None:
-        if self.following:
-            self.following.on_val_loss_report(val_info)

@@ -6,6 +6,7 @@ kill between the two files costs nothing.
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +14,12 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 from mlx.optimizers import Optimizer
-from mlx.utils import tree_unflatten
 from mlx_lm.tuner import trainer
 
 from zeta.checkpoint import replacing
+from zeta.portable import check_parameters
 
+from .portable import load_named_state, named_state
 from .state import tree_flatten
 
 HEADER = "zeta_mlx_lm_1"
@@ -43,6 +45,7 @@ class Saved(NamedTuple):
     file: Path
     arrays: dict[str, mx.array]
     facts: dict[str, Any]
+    step: int  # the optimizer's: a schedule's place
     place: Place
 
 
@@ -90,7 +93,7 @@ class Batches:
         return self._place
 
     def _now(self) -> Place:
-        high, low = list(mx.random.state)[0].tolist()  # type: ignore[call-overload]  # a key is the two halves of a seed
+        high, low = next(iter(mx.random.state)).tolist()  # type: ignore[call-overload]  # the halves of a seed
         return Place(self.iteration, self.began, self.taken, np.random.get_state(legacy=False), high << 32 | low)
 
 
@@ -98,27 +101,20 @@ def save(
     write: Callable[..., None], optimizer: Optimizer, batches: Batches, facts: Any, file: str, weights: Any
 ) -> None:
     """Writes both files, each whole or not at all, the state first: with it alone a run resumes."""
-    kept = {_portable(path): array for path, array in tree_flatten(optimizer.state)}
-    header = {"facts": facts, "place": batches.place()._asdict()}
+    header = {"facts": facts, "step": optimizer.step.item(), "place": batches.place()._asdict()}
     with replacing(beside(Path(file))) as part:
-        write(str(part), weights | kept, {HEADER: json.dumps(header, default=_plain)})
+        write(str(part), named_state(weights, optimizer), {HEADER: json.dumps(header, default=_plain)})
     with replacing(Path(file)) as part:
         write(str(part), weights)
-
-
-def _portable(path: str) -> str:
-    """optimizer.exp_avg.layer.weight of layer.weight.exp_avg, and optimizer.step of what belongs to no parameter."""
-    name, dot, key = path.rpartition(".")
-    return f"optimizer.{key}{dot}{name}"
 
 
 def _plain(array: Any) -> Any:
     return array.tolist()
 
 
-def load(weights: str) -> Saved:
-    """The state beside this file of weights. Raises Refused where there is none, or none that can be read."""
-    file = beside(Path(weights))
+def load(weights: Path) -> Saved:
+    """The state beside this file of weights. Raises Refused where there is none, or where one cannot be read."""
+    file = beside(weights)
     if not file.is_file():
         raise Refused(
             f"there is no {file}, which --resume-adapter-file needs: give a file that {file.parent} has a .state of, "
@@ -127,9 +123,12 @@ def load(weights: str) -> Saved:
     try:
         arrays, header = _load(file)
         written = json.loads(header[HEADER])
+        own = _load(weights)[0] if weights.is_file() else {}
     except (RuntimeError, KeyError, ValueError) as error:
         raise Refused(f"{file} cannot be read, or is none of this command's ({error}): use another copy") from error
-    return Saved(file, arrays, written["facts"], Place(**written["place"]))
+    if not all(name in arrays and mx.array_equal(arrays[name], a) for name, a in own.items()):
+        print(f"note: {weights} is not of the moment of {file}, whose weights are taken", file=sys.stderr)
+    return Saved(file, arrays, written["facts"], written["step"], Place(**written["place"]))
 
 
 def _load(file: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
@@ -155,23 +154,19 @@ def check_run(facts: dict[str, Any], iters: int, saved: Saved | None) -> None:
 
 def check_model(saved: Saved, model: Any) -> None:
     """Raises Refused where the model's trainable parameters are not those of the saved run."""
-    wanted = {name: p.shape for name, p in tree_flatten(model.trainable_parameters())}
-    there = {name: a.shape for name, a in saved.arrays.items() if not name.startswith("optimizer.")}
-    for name in sorted(wanted.keys() | there.keys()):
-        if wanted.get(name) != there.get(name):
-            shapes = f"{name} has shape {there.get(name)} in {saved.file}, and {wanted.get(name)} in the model"
-            raise Refused(f"{shapes}: resume with the model and the layers that it was saved with")
+    wanted = {name: tuple(p.shape) for name, p in tree_flatten(model.trainable_parameters())}
+    try:
+        check_parameters({name: tuple(a.shape) for name, a in saved.arrays.items()}, wanted)
+    except ValueError as error:
+        raise Refused(f"{saved.file}: {error}") from error
 
 
 def restore(saved: Saved, model: Any, optimizer: Optimizer) -> None:
     """Puts the saved weights into the model, and the state into the optimizer."""
-    kept = {}
-    for full, array in saved.arrays.items():
-        if full.startswith("optimizer."):
-            _, key, *name = full.split(".", 2)
-            kept[".".join([*name, key])] = array
+    trained = model.trainable_parameters()
     try:
-        optimizer.state = tree_unflatten(list(kept.items()))
+        load_named_state(trained, optimizer, saved.arrays)
     except ValueError as error:
         raise Refused(f"{saved.file}: {error}") from error
-    model.load_weights([item for item in saved.arrays.items() if not item[0].startswith("optimizer.")], strict=False)
+    optimizer.state["step"] = mx.array(saved.step, mx.uint64)
+    model.update(trained)

@@ -1,5 +1,6 @@
 """Runs of examples and benchmarks in processes of their own, which SIGKILL ends in a known moment."""
 
+import json
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ from threading import Thread
 from typing import Any
 
 sys.path += [str(Path(__file__).parents[2] / folder) for folder in ("examples", "bench")]
-LOADED = ["torch._dynamo", "torch.distributed.fsdp", "zeta.backends.torch"]
+LOADED = ["torch._dynamo", "torch.distributed.fsdp", "zeta.backends.torch", "zeta.backends.mlx.lm"]
 
 
 def context() -> Any:
@@ -55,20 +56,41 @@ def train_lm(moment: str, arguments: list[str]) -> None:
 
 def example(name: str, step: int, arguments: list[str]) -> None:
     """An example's main, until Zeta has taken so many steps."""
-    module, calls = import_module(name), count(1)
+    from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    def count_step(*_: Any) -> None:
-        if next(calls) == step:
+    module, calls = import_module(name), count(1)
+    register_optimizer_step_post_hook(lambda *_: next(calls) == step and kill())
+    module.main(arguments)
+
+
+def mlx_lm(moment: str, log: Path, compiled: bool, arguments: list[str]) -> None:
+    """`zeta mlx-lm lora` until this moment; the log gets a line for every loss."""
+    import mlx.core as mx
+
+    from zeta.backends.mlx import lm
+    from zeta.backends.mlx.lm_tuning import Lines
+
+    calls, replace = count(1), os.replace
+
+    def report(_: Any, told: dict[str, Any]) -> None:
+        losses = {key: told[key] for key in ("iteration", "train_loss", "learning_rate", "val_loss") if key in told}
+        with log.open("a") as file:
+            file.write(json.dumps(losses) + "\n")
+        if moment == "after iteration 5" and told["iteration"] == 5 and "train_loss" in told:
             kill()
 
-    if name == "finetune_mlx_lm":
-        report = module.Checkpoints.on_train_loss_report
-        module.Checkpoints.on_train_loss_report = lambda *args: (report(*args), count_step())
-    else:
-        from torch.optim.optimizer import register_optimizer_step_post_hook
+    def counted(part: Path, file: Path) -> None:
+        if (file.name, moment) == ("adapters.state.safetensors", "in the second save") and next(calls) == 2:
+            kill()
+        if (file.name, moment) == ("adapters.safetensors", "between the files"):
+            kill()
+        replace(part, file)
 
-        register_optimizer_step_post_hook(count_step)
-    module.main(arguments)
+    Lines.on_train_loss_report = Lines.on_val_loss_report = report
+    os.replace = counted
+    if not compiled:
+        mx.disable_compile()  # on a CPU a C++ compiler makes each kernel, in seconds
+    sys.exit(lm.main(arguments))
 
 
 def convergence(runs: int, arguments: list[str]) -> None:
