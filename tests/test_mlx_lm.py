@@ -1,7 +1,9 @@
 """`zeta mlx-lm lora` on a tiny model's folder: killed runs resume bit for bit, and what is wrong costs nothing."""
 
 import json
+import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -143,8 +145,12 @@ WRONG: dict[str, tuple[dict[str, Any], str, Callable[[Path], None]]] = {  # opti
 }
 
 
-@pytest.mark.parametrize("mistake", WRONG)
-@pytest.mark.parametrize("how", ["flags", "yaml"])
+ONLY_IN_YAML = ("option", "rank")  # mlx-lm has no flag for these
+
+
+@pytest.mark.parametrize(
+    "mistake, how", [(m, how) for m in WRONG for how in ("flags", "yaml") if how == "yaml" or m not in ONLY_IN_YAML]
+)
 def test_a_mistake_is_one_line_and_costs_nothing(
     mistake: str, how: str, home: Path, saved: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,8 +161,6 @@ def test_a_mistake_is_one_line_and_costs_nothing(
     before = content(folder)
     given = {key: str(home / value) if key in ("model", "data") else value for key, value in options.items()}
     given = {"optimizer": "zeta", "resume_adapter_file": str(folder / "adapters.safetensors"), **given}
-    if how == "flags" and any(isinstance(value, dict) for value in given.values()):
-        pytest.skip("mlx-lm has no flag for this")
     arguments = command(home, folder, how, "lora", **given)
     capfd.readouterr()
     assert run(arguments) == 2
@@ -206,4 +210,46 @@ def test_weights_of_another_moment_are_named(home: Path, saved: Path, capfd: pyt
     file = folder / "adapters.safetensors"
     assert run(command(home, folder, "flags", "lora", "zeta", iters=4, resume_adapter_file=str(file))) == 0
     assert f"{file} is not of the moment of " in capfd.readouterr().err
-    assert_same(weights(folder), weights(saved))
+    for name in ("adapters.safetensors", "adapters.state.safetensors"):  # no iteration was left
+        (now, header), (before, written) = (mx.load(str(at / name), return_metadata=True) for at in (folder, saved))
+        assert_same(now, before)
+        assert header == written
+
+
+PAGE = (Path(__file__).parent.parent / "examples/mlx-lm.md").read_text()
+
+
+def test_the_pages_commands_run(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand, but for a tiny model and few iterations; what follows in a list of flags wins."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MODEL", str(home / "wider"))
+    monkeypatch.setenv("DATA", str(home / "data"))
+    Path("full.yaml").write_text(*re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE))
+    blocks = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks[1:]).replace("\\\n", "").splitlines()  # the first block installs and names the model
+    short = {0: ["--iters=2", "--num-layers=1"], 1: ["--iters=4", "--num-layers=1"], 5: ["--iters=2"]}
+    for i, line in enumerate(lines):
+        program, *arguments = shlex.split(os.path.expandvars(line))
+        monkeypatch.setattr(sys, "argv", [program, *arguments, *short.get(i, [])])
+        assert not (cli if program == "zeta" else need(program)).main()
+    assert len(lines) == 6 and Path("full/adapters.state.safetensors").is_file()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("kind, column", [("Zeta", 2), ("Eta", 3)])
+def test_the_pages_arithmetic_of_memory(kind: str, column: int, dtype: str) -> None:
+    (row,) = (line.split("|")[2:] for line in PAGE.splitlines() if line.startswith(f"| trained, {dtype}"))
+    shape, names = (64, 192), [f"layers.{i}.proj.weight" for i in range(8)]
+    params = {name: mx.random.normal(shape).astype(getattr(mx, dtype)) for name in names}
+    optimizer = getattr(need("zeta.backends.mlx"), kind)(learning_rate=1e-3)
+    for _ in range(2):
+        after = optimizer.apply_gradients(params, params)
+        mx.eval(after, optimizer.state)
+    size, kept = 8 * 64 * 192, sum(value.nbytes for name in names for value in optimizer.state[name].values())
+    assert kept == size * int(row[column])
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(optimizer.apply_gradients(params, params), optimizer.state)
+    claimed = re.search(r"at most (\d+)\s+bytes for each trained weight", PAGE)
+    assert claimed and mx.get_peak_memory() - before < size * int(claimed[1])

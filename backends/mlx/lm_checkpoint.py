@@ -61,6 +61,7 @@ class Batches:
         self.accumulate = accumulate
         self.iteration, self.taken, self.began = 0, 0, np.random.get_state(legacy=False)
         self.start = self._place = place or self._now()
+        self.iteration = self.start.iteration
 
     def iterations(self, *bounds: int) -> range:
         """Python's range, but that of the trainer's iterations, which begins at 1, goes on after the place."""
@@ -72,7 +73,7 @@ class Batches:
         if not loop:
             yield from trainer.iterate_batches(**which)
             return
-        self.iteration, skip = self.start.iteration, self.start.taken
+        skip = self.start.taken
         np.random.set_state(self.start.began if skip else self.start.numpy)
         mx.random.seed(self.start.mlx)
         while True:
@@ -88,7 +89,7 @@ class Batches:
 
     def place(self) -> Place:
         """That of the last iteration which ended a step: gradients that are summed halfway are taken anew."""
-        if self.iteration % self.accumulate == 0:
+        if self.iteration > self._place.iteration and self.iteration % self.accumulate == 0:
             self._place = self._now()
         return self._place
 
@@ -123,12 +124,13 @@ def load(weights: Path) -> Saved:
     try:
         arrays, header = _load(file)
         written = json.loads(header[HEADER])
+        saved = Saved(file, arrays, written["facts"], written["step"], Place(**written["place"]))
         own = _load(weights)[0] if weights.is_file() else {}
-    except (RuntimeError, KeyError, ValueError) as error:
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise Refused(f"{file} cannot be read, or is none of this command's ({error}): use another copy") from error
     if not all(name in arrays and mx.array_equal(arrays[name], a) for name, a in own.items()):
         print(f"note: {weights} is not of the moment of {file}, whose weights are taken", file=sys.stderr)
-    return Saved(file, arrays, written["facts"], written["step"], Place(**written["place"]))
+    return saved
 
 
 def _load(file: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
@@ -162,7 +164,7 @@ def check_model(saved: Saved, model: Any) -> None:
 
 
 def restore(saved: Saved, model: Any, optimizer: Optimizer) -> None:
-    """Puts the saved weights into the model, and the state into the optimizer."""
+    """Moves the saved weights into the model, and the state into the optimizer."""
     trained = model.trainable_parameters()
     try:
         load_named_state(trained, optimizer, saved.arrays)
@@ -170,3 +172,4 @@ def restore(saved: Saved, model: Any, optimizer: Optimizer) -> None:
         raise Refused(f"{saved.file}: {error}") from error
     optimizer.state["step"] = mx.array(saved.step, mx.uint64)
     model.update(trained)
+    saved.arrays.clear()  # or they would take up memory for the whole run

@@ -33,7 +33,7 @@ def make(args: Any, model: Any = None) -> Optimizer:
     overrides = config.pop("overrides", None)
     rate = build_schedule(args.lr_schedule) if args.lr_schedule else args.learning_rate
     try:
-        routes = zeta.routes(model, overrides) if model else None
+        routes = zeta.routes(model, overrides) if model is not None else None
         made: Optimizer = OURS[name](rate, routes=routes, **config)
     except (TypeError, ValueError) as error:
         raise Refused(f"optimizer_config of {name}: {error}") from error
@@ -46,12 +46,11 @@ class Tuning:
     def __init__(self, args: Any, saved: Saved | None) -> None:
         self.args, self.saved = args, saved
         self.optimizer: Optimizer | None = None
-        structure = None if args.fine_tune_type == "full" else args.lora_parameters
         self.facts = {
             "optimizer": str(args.optimizer).lower(),
             "fine_tune_type": args.fine_tune_type,
             "num_layers": args.num_layers,
-            "lora_parameters": structure,
+            "lora_parameters": None if args.fine_tune_type == "full" else args.lora_parameters,
             "batch_size": args.batch_size,
             "grad_accumulation_steps": args.grad_accumulation_steps,
         }
@@ -92,7 +91,7 @@ class Tuning:
                 args=args,
                 train_dataset=train_dataset,
                 iterate_batches=batches,
-                training_callback=Lines(optimizer, training_callback),
+                training_callback=Lines(training_callback),
                 **rest,
             )
 
@@ -100,8 +99,8 @@ class Tuning:
 class Lines:
     """Below each of mlx-lm's lines, the learning rate; both reach the callback that mlx-lm was given."""
 
-    def __init__(self, optimizer: Optimizer, following: Any) -> None:
-        self.optimizer, self.following = optimizer, following
+    def __init__(self, following: Any) -> None:
+        self.following = following
 
     def on_train_loss_report(self, train_info: dict[str, Any]) -> None:
         say(f"          rate {train_info['learning_rate']:.3e}")
