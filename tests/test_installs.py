@@ -146,6 +146,7 @@ LACKS = {
         "zeta inspect runs/1 --plot x.png": "--plot needs matplotlib: pip install 'zeta-optim[train]'",
         "zeta parity --plot x.png": "--plot needs matplotlib: pip install 'zeta-optim[train]'",
         "zeta convert {witness}/sharded x.safetensors": "needs torch: pip install 'zeta-optim[torch]'",
+        "zeta mlx-lm lora": "needs mlx and mlx-lm: pip install 'zeta-optim[mlx,integrations]'",
         TRAIN: "zeta.backends.torch needs torch: pip install 'zeta-optim[torch]'",
     },
     "torch": {
@@ -153,6 +154,7 @@ LACKS = {
         TRAIN: "loss.png needs matplotlib: pip install 'zeta-optim[train]'",
     },
     "mlx": {
+        "zeta mlx-lm lora": "fine-tuning needs mlx-lm: pip install 'zeta-optim[integrations]'",
         "zeta convert {witness}/sharded x.safetensors": "needs torch: pip install 'zeta-optim[torch]'",
         TRAIN: "loss.png needs matplotlib: pip install 'zeta-optim[train]'",
     },

@@ -91,7 +91,7 @@ def _add_mlx_lm(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def mlx_lm(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """0; 2 where something cannot be done as asked."""
-    need("zeta mlx-lm", "mlx", "mlx_lm")
+    need("fine-tuning", "mlx", "mlx-lm")
     try:
         from zeta.backends.mlx.lm import main as lora
     except ImportError as error:

@@ -8,7 +8,7 @@ EXTRAS = {
     "matplotlib": "train",
     "tokenizers": "train",
     "transformers": "integrations",
-    "mlx_lm": "integrations",
+    "mlx-lm": "integrations",
 }
 
 
@@ -18,7 +18,7 @@ class Missing(ModuleNotFoundError):
 
 def need(what: str, *libraries: str) -> None:
     """Raises Missing where one of the libraries, all of them keys of EXTRAS, is not installed."""
-    missing = [library for library in libraries if not find_spec(library)]
+    missing = [library for library in libraries if not find_spec(library.replace("-", "_"))]
     if missing:
         extras = ",".join(dict.fromkeys(EXTRAS[library] for library in missing))
         raise Missing(f"{what} needs {' and '.join(missing)}: pip install 'zeta-optim[{extras}]'", name=missing[0])
