@@ -16,6 +16,7 @@ BLOCK = 256  # rows of a block of a symmetric product; smaller blocks cost more 
 KERNEL_ROWS = 1024  # from here the Triton kernel is used; below, published timings on an H100 favour cuBLAS
 # Asked for here, once: torch.compile, torch 2.13, cannot trace the question.
 CPU_HAS_BFLOAT16 = bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+MATRIX_ROWS = 256  # from here a CPU takes matrices one by one: their products can be written into blocks in place
 CACHE_BYTES = 1 << 20  # float32 bytes above which a CPU takes a stack in parts
 
 
@@ -37,13 +38,16 @@ def newton_schulz_(x: Tensor, coefficients: Steps, dtype: torch.dtype | None = N
     if not x.is_floating_point():
         raise TypeError(f"x is {x.dtype}, but must be a floating-point tensor")
     if x.numel():
-        working, size = dtype or working_dtype(x), forms.size(coefficients, *x.shape[-2:])
+        working = dtype or working_dtype(x)
+        apart = working == torch.bfloat16 and x.device.type == "cpu"
+        size = forms.size(coefficients, *x.shape[-2:], apart=apart)
         stack = x.view(-1, *x.shape[-2:])
         wide = stack.mT if x.shape[-2] > x.shape[-1] else stack
         for part in torch.tensor_split(wide, _chunks(wide)):
+            part = part[0] if len(part) == 1 else part  # products of matrices are written in place, of batches copied
             unit = normalize(part.to(torch.promote_types(x.dtype, torch.float32)), size)
             with torch.autocast(x.device.type, enabled=False):  # it would round the products silently
-                part.copy_(forms.iterate(unit, coefficients, lambda x: x.to(working), symmetric, multiply))
+                part.copy_(forms.iterate(unit, coefficients, lambda x: x.to(working), symmetric, multiply, apart))
     return x
 
 
@@ -83,39 +87,63 @@ def working_dtype(x: Tensor) -> torch.dtype:
 
 
 def _chunks(stack: Tensor) -> int:
-    """How many parts of the stack are taken one after another: on a CPU up to 4, for its caches; elsewhere one."""
-    size = 4 * stack.numel() // CACHE_BYTES if stack.device.type == "cpu" else 1
-    return max(1, min(size, len(stack), 4))
+    """How many parts of the stack are taken one after another: on a CPU small ones up to 4, for its caches, matrices
+    of MATRIX_ROWS one by one; elsewhere one."""
+    if stack.device.type != "cpu":
+        return 1
+    if min(stack.shape[-2:]) >= MATRIX_ROWS:
+        return len(stack)
+    return max(1, min(4 * stack.numel() // CACHE_BYTES, len(stack), 4))
 
 
 def symmetric(
-    a: Tensor, b: Tensor, c: Tensor | None = None, beta: float = 0.0, alpha: float = 1.0, diagonal: float = 0.0
+    a: Tensor,
+    b: Tensor,
+    c: Tensor | None = None,
+    beta: float = 0.0,
+    alpha: float = 1.0,
+    diagonal: float = 0.0,
+    d: Tensor | None = None,
+    delta: float = 0.0,
 ) -> Tensor:
-    """alpha a b + beta c + diagonal I (batch, n, n), known to be symmetric.
+    """alpha a b + beta c + delta d + diagonal I (..., n, n), known to be symmetric.
 
     Large ones are multiplied in their lower half alone: on a CPU by blocks, from 2 BLOCK rows; on CUDA by tiles of a
     Triton kernel, in half precision from KERNEL_ROWS.
     """
     n = a.shape[-2]
-    if n >= KERNEL_ROWS and a.is_cuda and a.dtype in (torch.float16, torch.bfloat16) and _has_kernel(a.device):
-        from .symmetric_kernel import symmetric as kernel
+    if a.device.type != "cpu":
+        if n >= KERNEL_ROWS and a.is_cuda and a.dtype in (torch.float16, torch.bfloat16) and _has_kernel(a.device):
+            from .symmetric_kernel import symmetric as kernel
 
-        return kernel(a, b, c, beta, alpha, diagonal)
-    blocks = max(1, n // BLOCK) if a.device.type == "cpu" else 1
-    ends = [n * i // blocks for i in range(blocks + 1)]
-    y = a.new_empty(len(a), n, n) if blocks > 1 else None
-    for start, end in pairwise(ends):
-        rows = slice(start, end)
-        block = multiply(a[:, rows], b[:, :, :end], None if c is None else c[:, rows, :end], beta, alpha)
-        if y is None:
-            y = block
-        else:
-            y[:, rows, :end] = block
-            y[:, :start, rows] = block[:, :, :start].mT
-    assert y is not None
-    if diagonal:
-        y.diagonal(dim1=-2, dim2=-1).add_(diagonal)
+            return kernel(a, b, c, beta, alpha, diagonal)
+        y = multiply(a, b, c, beta, alpha)
+        if diagonal:
+            y.diagonal(dim1=-2, dim2=-1).add_(diagonal)
+        return y
+    y = a.new_empty(*a.shape[:-1], n)
+    if diagonal or d is not None:
+        beta, c = start_with(y, c, beta, d, delta, diagonal), y
+    blocks = max(1, n // BLOCK) if a.ndim == 2 else 1
+    for start, end in pairwise([n * i // blocks for i in range(blocks + 1)]):
+        rows, out = slice(start, end), y[..., start:end, :end]
+        given = out if c is y else None if c is None else c[..., rows, :end]
+        multiply(a[..., rows, :], b[..., :end], given, beta, alpha, out)
+        y[..., :start, rows] = out[..., :start].mT
     return y
+
+
+def start_with(y: Tensor, c: Tensor | None, beta: float, d: Tensor | None, delta: float, diagonal: float) -> float:
+    """beta, and y overwritten so that beta y = beta c + delta d + diagonal I: a product added to it rounds once."""
+    if c is None:
+        beta, y = 1.0, y.zero_()
+    elif d is None:
+        beta, y = 1.0, torch.mul(c, beta, out=y)
+    else:
+        (delta, d), (beta, c) = sorted([(delta, d), (beta, c)], key=lambda term: abs(term[0]))
+        y = torch.add(c, d, alpha=delta / beta, out=y)
+    y.diagonal(dim1=-2, dim2=-1).add_(diagonal / beta)
+    return beta
 
 
 @cache
@@ -124,16 +152,19 @@ def _has_kernel(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0) and find_spec("triton") is not None
 
 
-def multiply(a: Tensor, b: Tensor, c: Tensor | None = None, beta: float = 0.0, alpha: float = 1.0) -> Tensor:
-    """alpha a b + beta c for batches of matrices."""
+def multiply(
+    a: Tensor, b: Tensor, c: Tensor | None = None, beta: float = 0.0, alpha: float = 1.0, out: Tensor | None = None
+) -> Tensor:
+    """alpha a b + beta c for matrices or batches of them, written to `out` if given."""
     if c is None and alpha == 1:
-        return a @ b
+        return torch.matmul(a, b, out=out)
     if rounds_scalars(a):
         wide = multiply(a.float(), b.float(), None if c is None else c.float(), beta, alpha)
         return wide.to(a.dtype)
     if c is None:
-        return torch.baddbmm(a.new_zeros(1, 1, 1), a, b, beta=0, alpha=alpha)
-    return torch.baddbmm(c, a, b, beta=beta, alpha=alpha)
+        c, beta = a.new_zeros((1,) * a.ndim), 0.0
+    add = torch.addmm if a.ndim == 2 else torch.baddbmm
+    return add(c, a, b, beta=beta, alpha=alpha, out=out)
 
 
 def rounds_scalars(x: Tensor) -> bool:

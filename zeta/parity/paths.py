@@ -61,7 +61,7 @@ def watch(products: Any = None) -> Iterator[set[Passage]]:
             yield watcher.seen
 
 
-FORMS = ("iterate", "direct", "gram", "segments")
+FORMS = ("iterate", "direct", "gram", "gram_apart", "segments")
 
 
 class Watcher:
@@ -103,9 +103,12 @@ class Watcher:
     def gram(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return self._telling("gram", function)
 
+    def gram_apart(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return self._telling("gram", function)
+
     def segments(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def segments(coefficients: Any) -> Any:
-            runs = list(function(coefficients))
+        def segments(*arguments: Any) -> Any:
+            runs = list(function(*arguments))
             if len(runs) > 1 and self.matrices:  # outside an iteration operations are counted
                 self.tell("restart")
             return iter(runs)
