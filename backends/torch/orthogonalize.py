@@ -16,7 +16,7 @@ BLOCK = 256  # rows of a block of a symmetric product; smaller blocks cost more 
 KERNEL_ROWS = 1024  # from here the Triton kernel is used; below, published timings on an H100 favour cuBLAS
 # Asked for here, once: torch.compile, torch 2.13, cannot trace the question.
 CPU_HAS_BFLOAT16 = bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-MATRIX_ROWS = 256  # from here a CPU takes matrices one by one: their products can be written into blocks in place
+PADDING = 64  # entries between rows of a matrix of blocks: rows 2048 bytes apart fall into the same places of a cache
 CACHE_BYTES = 1 << 20  # float32 bytes above which a CPU takes a stack in parts
 
 
@@ -39,22 +39,22 @@ def newton_schulz_(x: Tensor, coefficients: Steps, dtype: torch.dtype | None = N
         raise TypeError(f"x is {x.dtype}, but must be a floating-point tensor")
     if x.numel():
         working = dtype or working_dtype(x)
-        apart = working == torch.bfloat16 and x.device.type == "cpu"
+        apart = working == torch.bfloat16 and on_cpu(x)
         size = forms.size(coefficients, *x.shape[-2:], apart=apart)
         stack = x.view(-1, *x.shape[-2:])
-        wide = stack.mT if x.shape[-2] > x.shape[-1] else stack
-        for part in torch.tensor_split(wide, _chunks(wide)):
+        for part in torch.tensor_split(stack, _chunks(stack)):
             part = part[0] if len(part) == 1 else part  # products of matrices are written in place, of batches copied
-            unit = normalize(part.to(torch.promote_types(x.dtype, torch.float32)), size)
+            unit = normalize_(part.to(torch.promote_types(x.dtype, torch.float32)), size)
+            wide, part = (unit.mT, part.mT) if x.shape[-2] > x.shape[-1] else (unit, part)
             with torch.autocast(x.device.type, enabled=False):  # it would round the products silently
-                part.copy_(forms.iterate(unit, coefficients, lambda x: x.to(working), symmetric, multiply, apart))
+                part.copy_(forms.iterate(wide, coefficients, lambda x: x.to(working), symmetric, multiply, apart))
     return x
 
 
-def normalize(x: Tensor, size: float = 1.0) -> Tensor:
-    """`size * zeta.core.normalize(x)` in four passes over x and one copy."""
+def normalize_(x: Tensor, size: float = 1.0) -> Tensor:
+    """x, overwritten by `size * zeta.core.normalize(x)`, in five passes."""
     top = largest(x)
-    x = x / top.masked_fill_(top == 0, 1)
+    x.div_(top.masked_fill_(top == 0, 1))
     norm = matrix_norm(x)
     return x.div_(norm.masked_fill_(norm == 0, 1).div_(size))
 
@@ -86,12 +86,17 @@ def working_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "mps" else torch.float16
 
 
+def on_cpu(x: Tensor) -> bool:
+    """Whether products are written in place and matrices taken by their sizes: elsewhere batches are faster."""
+    return x.device.type == "cpu"
+
+
 def _chunks(stack: Tensor) -> int:
     """How many parts of the stack are taken one after another: on a CPU small ones up to 4, for its caches, matrices
-    of MATRIX_ROWS one by one; elsewhere one."""
-    if stack.device.type != "cpu":
+    of 2 BLOCK rows one by one; elsewhere one."""
+    if not on_cpu(stack):
         return 1
-    if min(stack.shape[-2:]) >= MATRIX_ROWS:
+    if min(stack.shape[-2:]) >= 2 * BLOCK:
         return len(stack)
     return max(1, min(4 * stack.numel() // CACHE_BYTES, len(stack), 4))
 
@@ -112,7 +117,7 @@ def symmetric(
     Triton kernel, in half precision from KERNEL_ROWS.
     """
     n = a.shape[-2]
-    if a.device.type != "cpu":
+    if not on_cpu(a):
         if n >= KERNEL_ROWS and a.is_cuda and a.dtype in (torch.float16, torch.bfloat16) and _has_kernel(a.device):
             from .symmetric_kernel import symmetric as kernel
 
@@ -121,15 +126,20 @@ def symmetric(
         if diagonal:
             y.diagonal(dim1=-2, dim2=-1).add_(diagonal)
         return y
-    y = a.new_empty(*a.shape[:-1], n)
+    blocks = max(1, n // BLOCK) if a.ndim == 2 else 1
+    ends = [n * i // blocks for i in range(blocks + 1)]
+    y = a.new_empty(*a.shape[:-1], n + (PADDING if blocks > 1 else 0))[..., :n]
     if diagonal or d is not None:
         beta, c = start_with(y, c, beta, d, delta, diagonal), y
-    blocks = max(1, n // BLOCK) if a.ndim == 2 else 1
-    for start, end in pairwise([n * i // blocks for i in range(blocks + 1)]):
-        rows, out = slice(start, end), y[..., start:end, :end]
-        given = out if c is y else None if c is None else c[..., rows, :end]
-        multiply(a[..., rows, :], b[..., :end], given, beta, alpha, out)
-        y[..., :start, rows] = out[..., :start].mT
+    if blocks == 1:
+        return multiply(a, b, c, beta, alpha, y)
+    squares = [slice(*pair) for pair in pairwise(ends)]
+    for k, rows in enumerate(squares):
+        out = y[rows, : rows.stop]
+        given = out if c is y else None if c is None else c[rows, : rows.stop]
+        multiply(a[rows], b[:, : rows.stop], given, beta, alpha, out)
+        for cols in squares[:k]:
+            y[cols, rows] = y[rows, cols].mT
     return y
 
 
@@ -156,6 +166,8 @@ def multiply(
     a: Tensor, b: Tensor, c: Tensor | None = None, beta: float = 0.0, alpha: float = 1.0, out: Tensor | None = None
 ) -> Tensor:
     """alpha a b + beta c for matrices or batches of them, written to `out` if given."""
+    if out is None and on_cpu(a) and a.shape[-2] == a.shape[-1]:
+        out = torch.empty_like(b)  # by columns where b is, so that it is copied back as it lies
     if c is None and alpha == 1:
         return torch.matmul(a, b, out=out)
     if rounds_scalars(a):

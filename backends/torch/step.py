@@ -1,6 +1,6 @@
 """A rule's parts on torch tensors, in place: for matrices that this process has whole, and for the ranks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from .groups import dtype_of
 from .orthogonalize import newton_schulz, newton_schulz_, stack, unstack
 from .stages import InPlace
 from .state import round_back, widen
+
+CACHED = 1 << 17  # entries of a part of the element-wise work, of which four arrays are at hand
 
 Batch = dict[tuple[Tensor, int], tuple[int, ...]]
 
@@ -49,8 +51,26 @@ def settings(options: dict[str, Any], device: torch.device) -> Hyper:
 
 def local(rule: Rule, g: list[Tensor], state: dict[str, list[Tensor]], hyper: Hyper) -> None:
     """The rule's first half: its state changes, and x is written over the gradient."""
-    stages = InPlace(g)
-    stages.over_gradient(rule.local(g, state, hyper, stages)[0])
+    on_cpu = g[0].device.type == "cpu" and not torch.compiler.is_compiling()  # which fuses the passes itself
+    for entries, kept in cached(g, state) if on_cpu else [(g, state)]:
+        stages = InPlace(entries)
+        stages.over_gradient(rule.local(entries, kept, hyper, stages)[0])
+
+
+def cached(g: list[Tensor], state: dict[str, list[Tensor]]) -> Iterator[tuple[list[Tensor], dict[str, list[Tensor]]]]:
+    """g and the state in parts of about CACHED entries: of a stage's passes over one, all but the first find it in a
+    CPU's caches."""
+    counts = [max(1, min(len(t), t.numel() // CACHED)) for t in g]
+
+    def pieces(tensors: list[Tensor]) -> list[Tensor]:
+        return [piece for t, n in zip(tensors, counts, strict=True) for piece in t.tensor_split(n)]
+
+    g, state, start, entries = pieces(g), {key: pieces(tensors) for key, tensors in state.items()}, 0, 0
+    for end, x in enumerate(g, 1):
+        entries += x.numel()
+        if entries >= CACHED or end == len(g):
+            yield g[start:end], {key: tensors[start:end] for key, tensors in state.items()}
+            start, entries = end, 0
 
 
 def whole(
