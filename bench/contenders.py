@@ -121,7 +121,7 @@ def make(s: Setting, model: nn.Module) -> torch.optim.Optimizer:
         kept = ("params", "lr", "betas")
         return torch.optim.AdamW([{key: g[key] for key in kept} for g in groups], weight_decay=s.weight_decay)
     of_rule: type[Zeta] = type("OfRule", (Zeta,), {"rule": rule})
-    return of_rule(groups, weight_decay=s.weight_decay, ns_dtype=torch.float32)
+    return of_rule(groups, weight_decay=s.weight_decay, decay_vectors=True, ns_dtype=torch.float32)
 
 
 def train(s: Setting, task: tasks.Task) -> dict[str, Any]:

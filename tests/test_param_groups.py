@@ -129,7 +129,7 @@ def test_options_go_into_both_groups_and_each_may_be_changed():
 def test_parameters_that_could_not_be_stepped_are_named(make, dtype):
     model = named(up=nn.Linear(4, 4))
     model["up"].phase = nn.Parameter(torch.ones(4, 4).to(dtype))
-    with pytest.raises(TypeError, match=rf"up\.phase is {dtype}, but Zeta steps torch\.float16, .*freeze it"):
+    with pytest.raises(TypeError, match=rf"up\.phase is {dtype}, but only torch\.float16, .*freeze it"):
         make(model)
     model["up"].phase.requires_grad_(False)
     make(model)

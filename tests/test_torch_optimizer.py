@@ -490,7 +490,9 @@ def test_parameters_may_be_frozen_and_come_later():
         ({"routes": [("zeta",)]}, TypeError, "arguments"),
         ({"routes": None}, TypeError, "None"),
         ({"lr": -1.0}, ValueError, "lr is -1"),
-        ({"momentum": 0.9}, ValueError, "unknown options"),
+        ({"weight_decy": 0.1}, UserWarning, "weight_decy has no effect: did you mean weight_decay"),
+        ({"adamw": {"lr": 0.1}}, ValueError, "stands in the constructor"),
+        ({"amsgrad": True}, ValueError, "amsgrad is True, but Dion2 keeps no maximum"),
         ({"fraction": 3.0}, ValueError, "fraction is 3"),
         ({"name": "classifier.0.weight"}, UserWarning, "one of several layers"),  # a warning, made an error
     ],

@@ -1,6 +1,7 @@
 """The optimizer for MLX: a rule's `update` on stacks of matrices, and `zeta.adamw` for the rest."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -12,10 +13,11 @@ from zeta import adamw, family
 from zeta.coefficients import Steps, chosen
 from zeta.core import COEFFICIENTS, Hyper, Orthogonalize, Rule
 from zeta.routing.by_name import route, warn_of_doubts
-from zeta.routing.layout import Route, batches, check
+from zeta.routing.layout import Route, batches, check, is_vector
 from zeta.stages import entries
 
 from . import sharded
+from .half import Half
 from .orthogonalize import newton_schulz, working_dtype
 from .ranks import Messages, dispatch, shared, together
 from .sharded import is_shard, whole_shape
@@ -68,6 +70,8 @@ class Zeta(Optimizer):
         weight_decay: float = _DEFAULT.weight_decay,
         *,
         routes: Mapping[str, Route] | None = None,
+        decay_vectors: bool = False,
+        adamw: Mapping[str, Any] | None = None,
         coefficients: Steps = COEFFICIENTS["jordan"],
         ns_steps: int | Literal["auto"] | None = None,
         ns_dtype: mx.Dtype | None = None,
@@ -94,6 +98,7 @@ class Zeta(Optimizer):
         self.state["learning_rate"] = mx.array(self.learning_rate)  # a schedule may give a Python number
         self.betas, self.eps, self.weight_decay = hyper.betas, hyper.eps, hyper.weight_decay
         self.routes, self.coefficients, self.ns_dtype = routes or {}, chosen(coefficients, ns_steps), ns_dtype
+        self.decay_vectors, self._adamw = decay_vectors, Half(hyper, dict(adamw or {}), learning_rate)
         self.group = group if group is not None and group.size() > 1 else None
 
     @property
@@ -161,9 +166,12 @@ class Zeta(Optimizer):
         after = self._zeta(hyper, {n: r for n, r in matrices.items() if n not in shards}, grads, states, wide, share)
         if messages:
             after |= sharded.update(self.rule, hyper, shards, grads, states, wide, messages, share)
+        rest = self._adamw.hyper(hyper, self.step)
+        still = rest if self.decay_vectors else replace(rest, weight_decay=0.0)  # what is not decayed
         for name in (name for name, r in routes.items() if r.treatment == "adamw"):
             moments = {key: value for key, value in states[name].items() if key != "remainder"}
-            after[name] = adamw.update(grads[name], moments, wide[name], hyper)
+            own = still if is_vector(routes[name], wide[name].shape) else rest
+            after[name] = adamw.update(grads[name], moments, wide[name], own)
         return after
 
     def _zeta(

@@ -19,17 +19,28 @@ class Part(NamedTuple):
     v: Tensor
     step: Tensor
     remainder: Tensor | None
+    vector: bool
 
 
-def part(p: Tensor, state: dict[str, Tensor], place: Place | None) -> Part:
+def part(p: Tensor, state: dict[str, Tensor], place: Place | None, vector: bool) -> Part:
     """What this rank keeps of a parameter, which has a gradient."""
     rest = mine(state["remainder"], place) if "remainder" in state else None
     m, v = (mine(state[key], place) for key in ("exp_avg", "exp_avg_sq"))
-    return Part(mine(p, place), mine(gradient(p), place), m, v, state["step"], rest)
+    return Part(mine(p, place), mine(gradient(p), place), m, v, state["step"], rest, vector)
 
 
 def adamw(own: list[Part], group: dict[str, Any]) -> None:
-    """One step, in place; on float32 copies of what is narrower."""
+    """One step, in place; vectors are decayed where the group says so."""
+    if group["decay_vectors"]:
+        _step(own, group)
+        return
+    for vector in (False, True):
+        decay = 0.0 if vector else group["weight_decay"]
+        _step([part for part in own if part.vector == vector], group | {"weight_decay": decay})
+
+
+def _step(own: list[Part], group: dict[str, Any]) -> None:
+    """On float32 copies of what is narrower."""
     exact, narrow = ([part for part in own if (part.remainder is None) == whole] for whole in (True, False))
     if exact:
         params = [part.p for part in exact]

@@ -1,6 +1,8 @@
 """Which of a torch model's parameters goes where: `param_groups`, and what a group of `Zeta` may hold."""
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
+from difflib import get_close_matches
 from numbers import Real
 from typing import Any
 
@@ -13,38 +15,90 @@ from zeta.routing.by_module import Overrides, routes
 from zeta.routing.by_name import overruled, route, warn_of_doubts
 from zeta.routing.layout import Route, check
 
-# What torch's schedulers write into a group, and names that people give them.
-FOREIGN = {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "name"}
+# What torch.optim.AdamW takes beside what Zeta's __init__ names: (the value that is refused, why). No other value has
+# an effect: a step is always fused, and of as few operators as foreach would make it.
+ADAMW: dict[str, tuple[Any, str]] = {
+    "fused": (None, ""),
+    "foreach": (None, ""),
+    "capturable": (True, "has not been tried in a CUDA graph, and may not replay there"),
+    "differentiable": (True, "writes in place, where no gradient can pass"),
+    "amsgrad": (True, "keeps no maximum of its variance"),
+    "decoupled_weight_decay": (False, "decays weights apart from their gradients"),  # in AdamW's groups
+}
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of parameters, products and messages
 
 
 def param_groups(
-    model: Any, overrides: Overrides | None = None, *, per_head: bool = False, **options: Any
+    model: Any,
+    overrides: Overrides | None = None,
+    *,
+    per_head: bool = False,
+    options: Callable[[str, Tensor], Mapping[str, Any] | None] | None = None,
+    **common: Any,
 ) -> list[dict[str, Any]]:
     """The groups for `Zeta(param_groups(model), lr=...)`: the model's matrices, then all that goes to AdamW.
 
-    `overrides` and `per_head` are those of `zeta.routes`, and so are the errors and the warning. `options` (lr, betas,
-    eps, weight_decay, ...) go into both groups; change one group's for it alone. Raises TypeError for
-    parameters that are not real, ValueError for FSDP1's.
+    `overrides` and `per_head` are those of `zeta.routes`, and so are the errors and the warning. `options` of a name
+    and parameter gives that parameter's own, such as {"lr": 1e-4, "weight_decay": 0.0}: all that have the same share a
+    group. `common` (lr, betas, eps, weight_decay, ...) goes into every group.
+    Raises TypeError for parameters that are not real, ValueError for FSDP1's.
     """
     check_parameters(model.named_parameters())
-    found = routes(model, overrides, per_head=per_head)
-    groups = []
+    by_name = routes(model, overrides, per_head=per_head)
+    groups: list[dict[str, Any]] = []
     for treatment in ("zeta", "adamw"):
-        named = [(n, p) for n, p in model.named_parameters() if n in found and found[n].treatment == treatment]
-        plain = [tuple(found[name]) for name, _ in named]  # tuples, because torch.load takes no other classes
-        if named:
-            groups.append({"params": named, "routes": plain, "treatment": treatment, **options})
+        for name, p in model.named_parameters():
+            if name in by_name and by_name[name].treatment == treatment:
+                own = common | dict((options and options(name, p)) or {}) | {"treatment": treatment}
+                group = next((g for g in groups if _without_params(g) == own), None)
+                if group is None:
+                    groups.append(group := own | {"params": [], "routes": []})
+                group["params"].append((name, p))
+                group["routes"].append(tuple(by_name[name]))  # because torch.load takes no other classes
     return groups
 
 
-def check_group(group: dict[str, Any], known: set[str]) -> None:
-    """Raises ValueError for unknown options."""
-    unknown = sorted(set(group) - known - {"params", "param_names", "routes"} - FOREIGN)
-    if unknown:
-        raise ValueError(f"unknown options {unknown} in a parameter group: known are {sorted(known)}")
-    if group["treatment"] not in (None, "zeta", "adamw"):
+def _without_params(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key not in ("params", "routes")}
+
+
+def apart(group: dict[str, Any], given: Collection[str], adamw: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The group, or where it has matrices and others a group of each; AdamW's with `adamw` where it was not `given`."""
+    parts = []
+    for treatment in ("zeta", "adamw"):
+        chosen = [i for i, r in enumerate(group["routes"]) if r[0] == treatment]
+        lists = {key: [group[key][i] for i in chosen] for key in ("params", "param_names", "routes") if key in group}
+        own = {key: value for key, value in adamw.items() if key not in given} if treatment == "adamw" else {}
+        if chosen:
+            parts.append(group | lists | own)
+    return parts or [group]
+
+
+def check_group(group: dict[str, Any], defaults: dict[str, Any], owner: str) -> None:
+    """Raises ValueError for what the optimizer would have to ignore, and warns of an option that is misspelt.
+
+    Keys of the user's own stay in the group, unread, as in torch's optimizers.
+    """
+    check_carried(group, owner)
+    if "adamw" in group:
+        raise ValueError("a group has the key adamw, which stands in the constructor: give the group's own options")
+    for key in ("rule", "version"):
+        if key in group and group[key] != defaults.get(key):
+            raise ValueError(f"a group's {key} is {group[key]!r}, but {owner} writes that key itself: leave it out")
+    if group.get("treatment") not in (None, "zeta", "adamw"):
         raise ValueError(f'treatment is {group["treatment"]!r}, but must be "zeta", "adamw" or None')
+    known = {*defaults, *ADAMW, "params", "param_names", "routes", "ns_steps"}
+    for key in group.keys() - known:
+        meant = ["lr"] if key == "learning_rate" else get_close_matches(key, known, 1, cutoff=0.85)
+        if meant:
+            warnings.warn(f"a group's {key} has no effect: did you mean {meant[0]}?", stacklevel=4)
+
+
+def check_carried(options: dict[str, Any], owner: str) -> None:
+    """Raises ValueError where one of AdamW's options would change the algorithm."""
+    for key, (refused, why) in ADAMW.items():
+        if refused is not None and options.get(key, not refused) == refused:
+            raise ValueError(f"{key} is {refused}, but {owner} {why}: leave it out")
 
 
 def check_values(group: dict[str, Any]) -> None:
@@ -84,7 +138,7 @@ def check_parameters(named: Iterable[tuple[str, Tensor]]) -> None:
     """Raises TypeError for parameters that are to be trained and not real, ValueError for FSDP1's."""
     for name, p in named:
         if p.requires_grad and p.dtype not in FLOATS:
-            types = f"{p.dtype}, but Zeta steps {', '.join(map(str, FLOATS))}"
+            types = f"{p.dtype}, but only {', '.join(map(str, FLOATS))} can be stepped"
             raise TypeError(
                 f"the parameter {name or tuple(p.shape)} is {types}: store it as one of those, or freeze it"
             )
@@ -110,9 +164,32 @@ def group_routes(group: dict[str, Any]) -> list[tuple[Any, ...]]:
     return [tuple(r) for r in found]
 
 
-def check_gradients(groups: list[dict[str, Any]]) -> None:
+def check_gradients(groups: list[dict[str, Any]], owner: str) -> None:
     """Raises TypeError for sparse and complex gradients."""
-    for p in (p for group in groups for p in group["params"] if p.grad is not None):
-        if p.grad.is_sparse or p.grad.is_complex():
-            kind = "sparse" if p.grad.is_sparse else "complex"
-            raise TypeError(f"a parameter of shape {tuple(p.shape)} has a {kind} gradient: Zeta takes dense, real ones")
+    for group in groups:
+        for i, p in enumerate(group["params"]):
+            if p.grad is not None and (p.grad.is_sparse or p.grad.is_complex()):
+                kind = "sparse" if p.grad.is_sparse else "complex"
+                raise TypeError(f"the gradient of {name_of(group, i)} is {kind}: {owner} takes dense, real ones")
+
+
+def check_shapes(groups: list[dict[str, Any]], before: list[list[torch.Size]]) -> None:
+    """Raises ValueError where a group's parameters are not of the shapes that its routes were made for."""
+    for group, shapes in zip(groups, before, strict=True):
+        if len(group["params"]) != len(shapes):
+            raise ValueError(
+                f"a group has {len(shapes)} routes for {len(group['params'])} parameters: add parameters with "
+                "add_param_group"
+            )
+        for i, (p, shape) in enumerate(zip(group["params"], shapes, strict=True)):
+            if p.shape != shape:
+                raise ValueError(
+                    f"{name_of(group, i)} has shape {tuple(p.shape)}, but had {tuple(shape)} when the optimizer was "
+                    "made: make it anew"
+                )
+
+
+def name_of(group: dict[str, Any], i: int) -> str:
+    """How an error calls a group's i-th parameter."""
+    names = group.get("param_names")
+    return f"the parameter {names[i]}" if names else f"a parameter of shape {tuple(group['params'][i].shape)}"

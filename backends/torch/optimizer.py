@@ -2,7 +2,7 @@
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from inspect import signature
 from typing import Any, ClassVar, Literal
@@ -13,17 +13,29 @@ from torch import Tensor
 from zeta import family
 from zeta.coefficients import Steps, chosen
 from zeta.core import COEFFICIENTS, Hyper, Rule
-from zeta.routing.layout import Route, batches
+from zeta.routing.layout import Route, batches, is_vector
 
 from . import step as torch_step
 from .adamw import Part, adamw, part
-from .groups import check_gradients, check_group, check_values, group_routes, word
+from .groups import (
+    ADAMW,
+    apart,
+    check_carried,
+    check_gradients,
+    check_group,
+    check_shapes,
+    check_values,
+    group_routes,
+    word,
+)
 from .placement import Place
 from .ranks import Ranks
 from .state import VERSION, check_state, load_values, plain, prepare, wanted
 
 _DEFAULT = Hyper()
 PRODUCTS = {"coefficients": COEFFICIENTS["jordan"], "ns_steps": None, "ns_dtype": None}  # options of Newton-Schulz
+ADAMW_HALF = ("lr", "betas", "eps", "weight_decay")  # may be other numbers than those of the matrices
+BEFORE = {"decay_vectors": True}  # what saved groups that do not say so were stepped with
 
 
 class Zeta(torch.optim.Optimizer):
@@ -57,22 +69,29 @@ class Zeta(torch.optim.Optimizer):
         ns_dtype: torch.dtype | None = None,
         treatment: str | None = None,
         maximize: bool = False,
+        decay_vectors: bool = False,
+        adamw: Mapping[str, Any] | None = None,
         process_group: Any = None,
         shard_state: bool = False,
         comm_dtype: torch.dtype | None = None,
         **settings: Any,
     ) -> None:
         own = self._settings() if self.make else {}
-        if settings.keys() - own:
-            strange = sorted(settings.keys() - own)[0]
+        if settings.keys() - own - ADAMW.keys():
+            strange = sorted(settings.keys() - own - ADAMW.keys())[0]
             raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {strange!r}")
         self._check_products({"coefficients": coefficients, "ns_steps": ns_steps, "ns_dtype": ns_dtype})
         self._ranks = Ranks(process_group, shard_state, comm_dtype)
         self._coefficients = coefficients  # of which a group's own ns_steps takes the first
+        self._shapes: list[list[torch.Size]] = []  # of each group's parameters, for which its routes were made
+        self._adamw = dict(adamw or {})
+        if wrong := sorted(self._adamw.keys() - ADAMW_HALF):
+            raise TypeError(f"adamw has {wrong[0]!r}, but takes {', '.join(ADAMW_HALF)}: leave it out")
         defaults: dict[str, Any] = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         defaults |= dict(
             coefficients=chosen(coefficients, ns_steps), ns_dtype=word(ns_dtype), treatment=treatment, maximize=maximize
         )
+        defaults["decay_vectors"] = decay_vectors
         defaults |= own | settings | ({} if self.rule is family.zeta else {"rule": self._name()})
         super().__init__(params, defaults | {"version": VERSION})
 
@@ -104,34 +123,47 @@ class Zeta(torch.optim.Optimizer):
             coefficients = param_group.get("coefficients", self._coefficients)
             param_group = param_group | {"coefficients": chosen(coefficients, param_group["ns_steps"])}
             del param_group["ns_steps"]
-        check_group(self.defaults | param_group, known=set(self.defaults))
+        check_group(param_group, self.defaults, type(self).__name__)
         before = len(self.param_groups)
         try:
-            super().add_param_group(param_group)
+            given = param_group.keys()
+            super().add_param_group({**param_group})
             self._complete(self.param_groups[-1])
+            if self._adamw:
+                self.param_groups[-1:] = apart(self.param_groups[-1], given, self._adamw)
+                self._complete(self.param_groups[-1])
         except BaseException:  # a warning that is made an error, too
             del self.param_groups[before:]
             raise
+        self._shapes += _shapes(self.param_groups[before:])
 
     def _complete(self, group: dict[str, Any]) -> None:
         """Gives a new group what the optimizer needs. Raises ValueError where it cannot take the group."""
         self._check(group)
         if isinstance(group["lr"], Tensor):
             group["lr"] = group["lr"].clone()  # shared, a scheduler that multiplies in place would do so once a group
+        guessed = "routes" not in group
         group["routes"] = group_routes(group)
         for p in group["params"]:
             self.place(p)  # refuses what cannot be; and a step that is compiled could not look for it
-        if "param_names" not in group and group["treatment"] is None and any(p.ndim > 1 for p in group["params"]):
+        if (
+            guessed
+            and "param_names" not in group
+            and group["treatment"] is None
+            and any(p.ndim > 1 for p in group["params"])
+        ):
             shapes = sorted({tuple(p.shape) for p in group["params"] if p.ndim > 1})
             warnings.warn(
                 f"parameters of shapes {shapes} have no names: embeddings and output heads cannot be told from other "
-                "matrices, so all go to Zeta; pass zeta.backends.torch.param_groups(model) or named_parameters()",
+                "matrices, so all are taken for matrices; pass zeta.backends.torch.param_groups(model) or "
+                "named_parameters()",
                 stacklevel=5,
             )
 
     def _check(self, group: dict[str, Any]) -> None:
         """Raises ValueError for values out of range: of a new group, and of what was written into it since."""
         check_values(group)
+        check_carried(group, type(self).__name__)
         self.rule_of(group)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -144,8 +176,9 @@ class Zeta(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._shapes = _shapes(self.param_groups)
         if not hasattr(self, "_ranks"):  # a copy: process groups are not copied, so it steps alone
-            self._ranks, self._coefficients = Ranks(), self.defaults["coefficients"]
+            self._ranks, self._coefficients, self._adamw = Ranks(), self.defaults["coefficients"], {}
 
     def needs(self) -> dict[Tensor, dict[str, tuple[int, ...]]]:
         """The keys of each parameter's state, with their shapes."""
@@ -163,10 +196,13 @@ class Zeta(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        check_gradients(self.param_groups)
+        check_gradients(self.param_groups, type(self).__name__)
         if not torch.compiler.is_compiling():  # which could not trace them
+            check_shapes(self.param_groups, self._shapes)
             for group in self.param_groups:
                 self._check(group)
+                for p in group["params"]:
+                    self.place(p)  # of one that was swapped, as accelerate does when it shards a model
         # torch.compile, torch 2.13, takes neither writes to views of DTensors nor asynchronous collectives. A decorator
         # would import the compiler, two seconds, for those who need no optimizer.
         untraced: Callable[..., Any] = torch.compiler.disable
@@ -193,7 +229,7 @@ class Zeta(torch.optim.Optimizer):
                 state, place = self.state[p], self.place(p)
                 prepare(state, p, r, self.rule.keeps, place)
                 if r.treatment == "adamw":
-                    vectors.append(part(p, state, place))
+                    vectors.append(part(p, state, place, is_vector(r, tuple(p.shape))))
                 elif place is None:
                     alone[p] = r
             result.append((alone, vectors))
@@ -229,10 +265,14 @@ class Zeta(torch.optim.Optimizer):
             own = {key: group[key] for key in ("params", "routes")}
             tuples = {key: plain(saved[key]) for key in ("betas", "coefficients")}
             tuples["ns_dtype"] = word(saved["ns_dtype"])  # before words, a torch.dtype was saved
-            groups.append({key: group[key] for key in ("param_names",) if key in group} | saved | own | tuples)
+            groups.append(group | BEFORE | saved | own | tuples)
         self.__setstate__({"state": state, "param_groups": groups})
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
+
+
+def _shapes(groups: list[dict[str, Any]]) -> list[list[torch.Size]]:
+    return [[p.shape for p in group["params"]] for group in groups]
 
 
 def _routes(group: dict[str, Any]) -> dict[Tensor, Route]:

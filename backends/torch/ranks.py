@@ -35,18 +35,16 @@ class Ranks:
             raise ValueError("shard_state=True shares the state out over a process_group: give it, or leave it out")
         check_dtype("comm_dtype", comm_dtype)
         self.group, self.shard, self.comm_dtype = group, shard, dtype_of(comm_dtype)
-        self._places: dict[Tensor, Place | None] = {}  # keeps them alive: whatever else is known by id stays theirs
+        self._places: dict[Tensor, Place] = {}  # keeps them alive: whatever else is known by id stays theirs
         self.shared = False  # whether other ranks know of any of them
         self._plans: dict[Any, list[list[Task]]] = {}
         self._digests: dict[Any, int] = {}  # of parameters that all ranks have described alike
 
     def place(self, p: Tensor) -> Place | None:
-        try:
-            return self._places[p]
-        except KeyError:
-            self._places[p] = place = find_place(p, self.group, self.shard)
-            self.shared |= place is not None
-            return place
+        place = self._places.get(p) or find_place(p, self.group, self.shard)
+        if place is not None:
+            self._places[p], self.shared = place, True
+        return place
 
     def parted(self, p: Tensor) -> bool:
         """Whether the ranks keep the state of parts of p, which they all have whole."""

@@ -19,6 +19,7 @@ from zeta import adamw, core, family
 from zeta.core import Array, Coefficients, Hyper, Orthogonalize, Rule
 from zeta.parity.paths import replaced
 from zeta.routing.by_name import route
+from zeta.routing.layout import is_vector
 
 Arrays = dict[str, Array]  # a parameter's dotted path -> its NumPy array in float64
 # (the class's name, parameters, gradients of each step, ...) -> the parameters after them
@@ -98,11 +99,13 @@ def pure_steps(
     """The parameters after one pure `update` for each of `grads` that they are in, on the target's arrays."""
     rule, after = target.rules[name], {}
     for path, param in params.items():
-        matrices = route(path, param.shape).matrices
+        way = route(path, param.shape)
+        matrices, undecayed = way.matrices, replace(hyper, weight_decay=0.0)
+        own = undecayed if is_vector(way, param.shape) else hyper
         w = target.wide(param.reshape(matrices or param.shape))
         state = rule.init(w) if matrices else adamw.init(w)
         for g in (target.wide(grad[path].reshape(w.shape)) for grad in grads if path in grad):
-            step = rule.update(g, state, w, hyper, orthogonalize) if matrices else adamw.update(g, state, w, hyper)
+            step = rule.update(g, state, w, hyper, orthogonalize) if matrices else adamw.update(g, state, w, own)
             w, state = step
         after[path] = target.numpy(w).reshape(param.shape)
     return after

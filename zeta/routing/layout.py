@@ -30,6 +30,14 @@ class Route(NamedTuple):
     doubt: str = ""  # what could not be known, as a warning says it
 
 
+VECTORS = ("vector", "bias", "norm")  # whose weights are not decayed unless asked, whatever their axes
+
+
+def is_vector(route: Route, shape: tuple[int, ...]) -> bool:
+    """Whether a parameter is a vector, such as a norm's scale or a bias: Megatron, too, does not decay those."""
+    return route.treatment == "adamw" and (sum(n > 1 for n in shape) < 2 or route.reason in VECTORS)
+
+
 def cut(shape: tuple[int, ...], parts: tuple[int, ...], reason: str, axis: int = -2, repeats: int = 1) -> Route:
     """The route of a parameter (..., rows, cols) whose rows (or columns, axis -1) are shared out into `parts`."""
     count, rows, cols = prod(shape[:-2]), *shape[-2:]
