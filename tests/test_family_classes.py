@@ -66,6 +66,27 @@ def test_messages_know_which_optimizer_keeps_what():
 
 
 @by_class
+@pytest.mark.parametrize("library, lr", [("torch", "lr"), ("mlx", "learning_rate")])
+def test_a_class_starts_from_its_rules_defaults_and_says_so(kind, library, lr):
+    pytest.importorskip("torch" if library == "torch" else "mlx.core")
+    from importlib import import_module
+
+    make, want = getattr(import_module(f"zeta.backends.{library}"), kind), RULES[kind].defaults
+    if library == "torch":
+        import torch
+
+        got = make([("up.weight", torch.nn.Parameter(torch.ones(4, 4)))]).param_groups[0]
+        assert [got[k] for k in ("lr", "betas", "eps", "weight_decay")] == [want.lr, want.betas, want.eps, 0.1]
+    else:
+        got = make()
+        assert abs(got.learning_rate.item() - want.lr) < 1e-8
+        assert (got.betas, got.eps, got.weight_decay) == (want.betas, want.eps, want.weight_decay)
+    text = " ".join(make.__doc__.split())
+    assert f"{lr}={'1e-3' if kind == 'Zeta' else want.lr}, betas={want.betas}" in text
+    assert re.search(r"times AdamW's|twice AdamW's", text) and re.search("help|AdamW's half", text)
+
+
+@by_class
 def test_autocast_changes_no_step(kind):
     torch = pytest.importorskip("torch")
     results = []

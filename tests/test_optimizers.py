@@ -34,7 +34,7 @@ def assert_steps(default_run, options, grads, hyper):
         assert_close(got[name], want[name], default_run.bound() if name in MATRICES else STEP, PARAMS[name])
 
 
-def test_defaults_are_those_of_hyper(default_run):
+def test_zetas_defaults_are_those_of_hyper(default_run):
     assert_steps(default_run, {}, GRADS[:1], zeta.Hyper())
 
 

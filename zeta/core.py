@@ -85,6 +85,7 @@ class Rule(NamedTuple):
     carried: tuple[str, ...] = ()  # those of `whole`; the others are `local`'s, with a number for every entry
     sums: Sums = {}  # noqa: RUF012 (of a tuple; of the gradient, for `whole`)
     orthogonalizes: bool = True  # whether `whole` calls `orthogonalize`
+    defaults: Hyper = Hyper()
 
     @property
     def summed(self) -> dict[str, tuple[str, Shape]]:

@@ -173,19 +173,20 @@ def check_gradients(groups: list[dict[str, Any]], owner: str) -> None:
                 raise TypeError(f"the gradient of {name_of(group, i)} is {kind}: {owner} takes dense, real ones")
 
 
-def check_shapes(groups: list[dict[str, Any]], before: list[list[torch.Size]]) -> None:
-    """Raises ValueError where a group's parameters are not of the shapes that its routes were made for."""
-    for group, shapes in zip(groups, before, strict=True):
-        if len(group["params"]) != len(shapes):
-            raise ValueError(
-                f"a group has {len(shapes)} routes for {len(group['params'])} parameters: add parameters with "
-                "add_param_group"
-            )
-        for i, (p, shape) in enumerate(zip(group["params"], shapes, strict=True)):
-            if p.shape != shape:
+def check_shapes(groups: list[dict[str, Any]], known: dict[int, torch.Size]) -> None:
+    """Raises ValueError where a parameter's shape is not what is `known` of it, by its id, or does not fit its route."""
+    for group in groups:
+        for i, (p, way) in enumerate(zip(group["params"], group["routes"], strict=False)):
+            if id(p) not in known:  # put in another's place, as accelerate does when it shards a model
+                try:
+                    check(Route(*way), tuple(p.shape))
+                except ValueError as error:
+                    raise ValueError(f"{name_of(group, i)} was put into a group by hand: {error}") from error
+                known[id(p)] = p.shape
+            if p.shape != known[id(p)]:
                 raise ValueError(
-                    f"{name_of(group, i)} has shape {tuple(p.shape)}, but had {tuple(shape)} when the optimizer was "
-                    "made: make it anew"
+                    f"{name_of(group, i)} has shape {tuple(p.shape)}, but had {tuple(known[id(p)])} when the optimizer "
+                    "was made: make it anew"
                 )
 
 

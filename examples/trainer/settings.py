@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from zeta.family import eta
+
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": dict(layers=4, width=128, heads=4, kv_heads=2, context=256, batch=8, steps=500),
     "small": dict(layers=8, width=384, heads=6, kv_heads=2, context=512, batch=16, steps=3000),
@@ -11,7 +13,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "zeta": dict(lr=6e-3, betas=[0.95, 0.99]),
-    "eta": dict(lr=1.2e-2, betas=[0.8, 0.99]),
+    "eta": dict(lr=eta.defaults.lr, betas=list(eta.defaults.betas)),
     "adamw": dict(lr=6e-3, betas=[0.9, 0.95]),
     "muon": dict(lr=8e-3, betas=[0.9, 0.99]),
 }
