@@ -4,15 +4,13 @@
     python examples/finetune_hf.py --resume                # goes on from the last checkpoint, also after a kill
 
 The model comes from a config and reads bytes, so that nothing is downloaded; `AutoModelForCausalLM.from_pretrained`
-and your own data set take the same places. There are three ways to hand Zeta over, `--through`:
+and your own data set take the same places. There are two ways to hand Zeta over, `--through`:
 
-optimizers  `Trainer(optimizers=(optimizer, scheduler))`. Without it Trainer makes an AdamW of its own and says nothing.
-            The rate and decay are then those given to Zeta: Trainer ignores `learning_rate`, `weight_decay` and `optim`
-            of its arguments. With None for the scheduler it makes the one that its arguments ask for.
-class       `Trainer(optimizer_cls_and_kwargs=...)`, for where the model is not there yet, as with `model_init`. Given
-            the class Zeta itself, Trainer would pass parameters without names: embeddings and head would go to
-            Newton-Schulz, and Zeta warns of it. Given a function that returns a function of the model, as `zeta_class`
-            below, Trainer (5.23) passes the model; an older one takes {"params": param_groups(model), "lr": ...}.
+trainer     `Trainer(optimizer_cls_and_kwargs=for_trainer(Zeta, lr=...))`, with `model_init` and under FSDP, too.
+            Without it Trainer makes an AdamW of its own and says nothing. The rate and decay are those given to Zeta:
+            of its arguments Trainer then reads neither `learning_rate` nor `weight_decay` nor `optim`, but the
+            schedule. Given the class Zeta itself, it would pass parameters without names, and Zeta warns of it.
+            DeepSpeed clips what Zeta has made of the gradients: set its gradient_clipping to 0.
 accelerate  `accelerator.prepare(optimizer)` keeps Zeta inside a wrapper: make it before, from the bare model, whose
             names it reads. A prepared scheduler moves once a process and step, so its length is counted in both.
 
@@ -20,7 +18,6 @@ A checkpoint holds Zeta's state, unless `save_only_model=True`. Resume with the 
 """
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +36,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from zeta.backends.torch import Zeta, param_groups
+from zeta.backends.torch import Zeta, for_trainer, param_groups
 
 
 def main(arguments: list[str] | None = None) -> list[float]:
@@ -58,15 +55,11 @@ def main(arguments: list[str] | None = None) -> list[float]:
 
 
 def with_trainer(args: argparse.Namespace, model: LlamaForCausalLM, data: list[dict[str, torch.Tensor]]) -> list[float]:
-    given: dict[str, Any] = {"optimizer_cls_and_kwargs": (zeta_class, {"lr": args.lr})}
-    if args.through == "optimizers":
-        optimizer = Zeta(param_groups(model), lr=args.lr)
-        given = {"optimizers": (optimizer, get_cosine_schedule_with_warmup(optimizer, args.steps // 10, args.steps))}
     arguments = TrainingArguments(
         output_dir=str(args.out),
         max_steps=args.steps,
         per_device_train_batch_size=args.batch,
-        lr_scheduler_type="cosine",  # this and the next line are read where no scheduler is given
+        lr_scheduler_type="cosine",
         warmup_steps=args.steps // 10,
         save_steps=args.save_every,
         logging_steps=1,
@@ -74,14 +67,10 @@ def with_trainer(args: argparse.Namespace, model: LlamaForCausalLM, data: list[d
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    trainer = Trainer(model, arguments, train_dataset=data, **given)
+    pair = for_trainer(Zeta, lr=args.lr)
+    trainer = Trainer(model, arguments, train_dataset=data, optimizer_cls_and_kwargs=pair)
     trainer.train(resume_from_checkpoint=last_checkpoint(args)[0] if args.resume else None)
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
-
-
-def zeta_class() -> Callable[..., Zeta]:
-    """What Trainer takes for a class: it calls this without arguments, and what comes back with the model."""
-    return lambda model, **options: Zeta(param_groups(model), **options)
 
 
 def with_accelerate(
@@ -132,7 +121,7 @@ def windows(count: int, length: int) -> torch.Tensor:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--through", choices=("optimizers", "class", "accelerate"), default="optimizers")
+    p.add_argument("--through", choices=("trainer", "accelerate"), default="trainer")
     p.add_argument("--steps", type=int, default=150, help="of the whole run, before and after a --resume (150)")
     p.add_argument("--batch", type=int, default=16, help="windows of 64 bytes a step (16)")
     p.add_argument("--lr", type=float, default=3e-3, help="the highest learning rate (0.003)")

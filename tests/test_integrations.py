@@ -48,18 +48,15 @@ def test_transformers_trainer_resumes(tmp_path: Path) -> None:
     example = load("finetune_hf", "transformers", "accelerate")
     whole = example.main([*SHORT.split(), str(tmp_path / "whole")])
     assert_falls(whole, 0.5)
-    kill(example, 8, [*SHORT.split(), str(tmp_path / "optimizers")])
-    for other in ("class", "lost"):
-        shutil.copytree(tmp_path / "optimizers", tmp_path / other)
+    kill(example, 8, [*SHORT.split(), str(tmp_path / "killed")])
+    shutil.copytree(tmp_path / "killed", tmp_path / "lost")
 
-    for through in ("optimizers", "class"):
-        with torch_steps() as taken:
-            resumed = example.main([*SHORT.split(), str(tmp_path / through), "--through", through, "--resume"])
-        assert resumed == whole
-        assert len(taken) == 12 - 5
+    with torch_steps() as taken:
+        assert example.main([*SHORT.split(), str(tmp_path / "killed"), "--resume"]) == whole
+    assert len(taken) == 12 - 5
 
     with pytest.raises(ValueError, match="is of step 12 already: --steps 6 must be at least that"):
-        example.main([*SHORT.split(), str(tmp_path / "optimizers"), "--resume", "--steps", "6"])
+        example.main([*SHORT.split(), str(tmp_path / "killed"), "--resume", "--steps", "6"])
 
     (tmp_path / "lost/checkpoint-5/optimizer.pt").unlink()  # so that the comparison can fail
     lost = example.main([*SHORT.split(), str(tmp_path / "lost"), "--resume"])
@@ -77,21 +74,43 @@ def torch_steps() -> Iterator[list[int]]:
     handle.remove()
 
 
-def test_transformers_trainer_takes_the_routes(tmp_path: Path) -> None:
-    example = load("finetune_hf", "transformers", "accelerate")
-    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft 0.21 asks transformers 5.23
+def test_transformers_trainer_makes_it_of_the_model_it_makes_itself(tmp_path: Path) -> None:
+    """`model_init`, PEFT and gradient checkpointing, in a run that ends early and resumes."""
+    need("transformers"), need("accelerate"), need("peft")
+    import hugging_face
 
-    shape = dict(num_hidden_layers=1, num_attention_heads=2, hidden_size=8, intermediate_size=16, vocab_size=11)
-    model = LlamaForCausalLM(LlamaConfig(**shape))
-    arguments = TrainingArguments(str(tmp_path), report_to=[])
+    whole, optimizer = hugging_face.train(tmp_path / "whole", 6)
+    trained = [
+        (name, route)
+        for group in optimizer.param_groups
+        for name, p, route in zip(group["param_names"], group["params"], group["routes"], strict=True)
+        if p.requires_grad
+    ]
+    assert len(trained) == 8 and all("lora_" in name and route[2] == "LoRA pair" for name, route in trained)
+    rates = [line["learning_rate"] for line in whole if "learning_rate" in line]
+    assert rates[0] == hugging_face.RATE and rates == sorted(rates, reverse=True) and rates[-1] < 0.2 * rates[0]
 
-    optimizer = Trainer(model, arguments, optimizer_cls_and_kwargs=(example.zeta_class, {"lr": 0.5})).create_optimizer()
-    matrices, others = optimizer.param_groups
-    assert matrices["lr"] == others["lr"] == 0.5
-    assert all("proj" in name for name in matrices["param_names"])
-    assert {"model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"} < set(others["param_names"])
-    with pytest.warns(UserWarning, match="no names"):
-        Trainer(model, arguments, optimizer_cls_and_kwargs=(example.Zeta, {"lr": 0.5})).create_optimizer()
+    hugging_face.train(tmp_path / "stopped", 6, stop_at=3)
+    resumed, _ = hugging_face.train(tmp_path / "stopped", 6, resume=True)
+    assert [line["loss"] for line in resumed if "loss" in line] == [line["loss"] for line in whole if "loss" in line]
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+def test_transformers_trainer_on_two_ranks(how: str, tmp_path: Path) -> None:
+    """DDP as Trainer starts it; FSDP2 as accelerate shards a model under an optimizer that is there already."""
+    need("transformers"), need("accelerate")
+    import hugging_face
+    import torch
+    from torch.multiprocessing import start_processes
+
+    killed_runs.context()
+    start_processes(hugging_face.rank, (how, str(tmp_path)), nprocs=2, start_method="forkserver")
+    alone, *ranks = [torch.load(tmp_path / f"{name}.pt") for name in ("alone", "0", "1")]
+    for rank in ranks:
+        for name, p in rank.items():
+            moved = (alone[name] - hugging_face.start()[name]).norm()
+            assert moved > 0 and (p - alone[name]).norm() <= 1e-3 * moved
 
 
 def test_accelerate_resumes(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from .optimizer import Zeta
 from .orthogonalize import newton_schulz
 from .portable import load_named_state, named_state, to_numpy
 from .sharded import load_sharded, save_sharded
+from .trainer import for_trainer
 
 __all__ = [
     "SOAP",
@@ -20,6 +21,7 @@ __all__ = [
     "Shampoo",
     "Signum",
     "Zeta",
+    "for_trainer",
     "load_named_state",
     "load_sharded",
     "named_state",

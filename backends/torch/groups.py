@@ -174,7 +174,7 @@ def check_gradients(groups: list[dict[str, Any]], owner: str) -> None:
 
 
 def check_shapes(groups: list[dict[str, Any]], known: dict[int, torch.Size]) -> None:
-    """Raises ValueError where a parameter's shape is not what is `known` of it, by its id, or does not fit its route."""
+    """Raises ValueError where a parameter's shape is not the `known` one, by its id, or does not fit its route."""
     for group in groups:
         for i, (p, way) in enumerate(zip(group["params"], group["routes"], strict=False)):
             if id(p) not in known:  # put in another's place, as accelerate does when it shards a model

@@ -1,0 +1,121 @@
+"""Hugging Face's Trainer and accelerate on a tiny Llama: with model_init and PEFT, and on two ranks of gloo."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RATE = 1e-2
+DATA = [{"input_ids": row, "labels": row} for row in torch.arange(48 * 9).reshape(48, 9) * 7 % 11]
+
+
+def model() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+
+    set_seed(0)
+    shape = dict(num_hidden_layers=2, num_attention_heads=2, hidden_size=8, intermediate_size=16, vocab_size=11)
+    return LlamaForCausalLM(LlamaConfig(**shape))
+
+
+def start() -> dict[str, torch.Tensor]:
+    return {name: p.detach() for name, p in model().named_parameters()}
+
+
+def adapted() -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model(), LoraConfig(target_modules=["q_proj", "down_proj"], r=2, lora_dropout=0.0))
+
+
+def train(folder: Path, steps: int, stop_at: int = 0, resume: bool = False) -> tuple[list[dict[str, Any]], Any]:
+    """(what Trainer logged, its optimizer)."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    from zeta.backends.torch import Eta, for_trainer
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop |= state.global_step == stop_at
+
+    arguments = TrainingArguments(
+        str(folder), max_steps=steps, per_device_train_batch_size=4, learning_rate=RATE, save_steps=3, logging_steps=1,
+        lr_scheduler_type="linear", activation_checkpointing=True, report_to=[], disable_tqdm=True, use_cpu=True,
+        dataloader_pin_memory=False,
+    )  # fmt: skip
+    pair = for_trainer(Eta, lr=arguments.learning_rate)
+    trainer = Trainer(
+        model_init=adapted, args=arguments, train_dataset=DATA, optimizer_cls_and_kwargs=pair, callbacks=[Stop()]
+    )
+    trainer.train(resume_from_checkpoint=resume or None)
+    return trainer.state.log_history, getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+
+
+def rank(rank: int, how: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    if rank == 0:  # what one process takes, of the batches of both ranks
+        torch.save(plain(), f"{folder}/alone.pt")
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29400 + os.getppid() % 500)}  # fmt: skip
+    torch.save((ddp if how == "ddp" else fsdp2)(folder), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def options() -> dict[str, Any]:
+    return dict(lr=RATE, ns_dtype=torch.float32)
+
+
+def plain() -> dict[str, torch.Tensor]:
+    from zeta.backends.torch import Eta, param_groups
+
+    m = model()
+    optimizer = Eta(param_groups(m), **options())
+    for t in range(4):
+        step(m, optimizer, DATA[8 * t : 8 * t + 8])
+    return {name: p.detach() for name, p in m.named_parameters()}
+
+
+def step(m: Any, optimizer: Any, rows: Any) -> None:
+    ids = torch.stack([row["input_ids"] for row in rows])
+    m(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def ddp(folder: str) -> dict[str, torch.Tensor]:
+    from transformers import Trainer, TrainingArguments
+
+    from zeta.backends.torch import Eta, for_trainer
+
+    arguments = TrainingArguments(
+        f"{folder}/run", max_steps=4, per_device_train_batch_size=4, lr_scheduler_type="constant", max_grad_norm=0.0,
+        save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False,
+        train_sampling_strategy="sequential", ddp_backend="gloo",
+    )  # fmt: skip
+    pair = for_trainer(Eta, **options())
+    trainer = Trainer(model(), arguments, train_dataset=DATA, optimizer_cls_and_kwargs=pair)
+    trainer.train()
+    return {name: p.detach() for name, p in trainer.model.named_parameters()}
+
+
+def fsdp2(folder: str) -> dict[str, torch.Tensor]:
+    """accelerate 1.15 takes FSDP for a GPU's alone: it is told that this is one."""
+    import torch.distributed as dist
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate.utils import DistributedType
+
+    from zeta.backends.torch import Eta, for_trainer
+
+    accelerator = Accelerator(cpu=True)
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["LlamaDecoderLayer"]
+    )
+    factory, settings = for_trainer(Eta, **options())
+    m = model()
+    m, optimizer = accelerator.prepare(m, factory()(m, **settings))
+    assert all(hasattr(p, "device_mesh") for p in m.parameters())
+    for t in range(4):
+        own = DATA[8 * t : 8 * t + 8][dist.get_rank() :: 2]
+        step(m, optimizer, own)
+    return {name: p.full_tensor().detach() for name, p in m.named_parameters()}
