@@ -327,7 +327,7 @@ def test_a_subclass_reads_its_bases_state():
 
 
 def test_float64_is_float64():
-    rng, hyper = np.random.default_rng(0), zeta.Hyper(lr=1e-2)
+    rng, hyper, undecayed = np.random.default_rng(0), zeta.Hyper(lr=1e-2), zeta.Hyper(lr=1e-2, weight_decay=0.0)
     params = {"up.weight": rng.standard_normal((6, 8)), "bias": rng.standard_normal(8)}
     want, got = dict(params), {name: mx.array(p, mx.float64) for name, p in params.items()}
     states = {"up.weight": core.init(params["up.weight"]), "bias": adamw.init(params["bias"])}
@@ -336,8 +336,8 @@ def test_float64_is_float64():
         for _ in range(4):
             grads = {name: rng.standard_normal(p.shape) for name, p in params.items()}
             got = optimizer.apply_gradients({name: mx.array(g, mx.float64) for name, g in grads.items()}, got)
-            for name, update in (("up.weight", core.update), ("bias", adamw.update)):
-                want[name], states[name] = update(grads[name], states[name], want[name], hyper)
+            for name, update, own in (("up.weight", core.update, hyper), ("bias", adamw.update, undecayed)):
+                want[name], states[name] = update(grads[name], states[name], want[name], own)
         for name in params:
             assert_close(np.array(got[name]), want[name], 1e-12, params[name])
 
