@@ -18,8 +18,6 @@ from zeta.routing.splits import attribute, split
 Wish = str | Route | None
 Overrides = Mapping[str, Wish] | Callable[[str, Any], Wish]
 
-HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_q_heads")
-KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads", "kv_n_heads", "n_kv_head")
 GATES = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3}
 
 
@@ -71,7 +69,7 @@ def _layer(name: str, shape: tuple[int, ...], model: Model, per_head: bool) -> L
     at = place(name, model.modules)
     layer = kind_of(at, shape, model)
     owner, names = model.modules[at.path], bases(model.modules[at.path])
-    heads, kv_heads = _heads(at.path, model.modules)
+    heads, kv_heads = model.heads(at.path)
     gated = re.match(r"weight_[ih]h|W[xh]", at.leaf)
     layer = layer._replace(
         transposed=_transposed(owner, layer, shape, names),
@@ -112,21 +110,6 @@ def _transposed(owner: Any, layer: Layer, shape: tuple[int, ...], bases: set[str
         fits = [shape[1:] == straight, shape[1:] == crossed]
         return None if fits[0] == fits[1] else fits[1]
     return None if len(shape) > 2 and not any(base.endswith("Linear") for base in bases) else False
-
-
-def _heads(path: str, modules: dict[str, Any]) -> tuple[int, int]:
-    """Heads and key-value heads of the nearest module around `path` that has any; 0 if none has."""
-    ends = [i for i in range(len(path), 0, -1) if path[i : i + 1] in ("", ".")]
-    for module in [modules[path[:i]] for i in [*ends, 0] if path[:i] in modules]:  # MLX's lists are no modules
-        holders = [module, attribute(module, "config"), attribute(module, "args")]
-        if heads := _number(holders, HEADS):
-            return heads, _number(holders, KV_HEADS) or heads
-    return 0, 0
-
-
-def _number(holders: list[Any], names: tuple[str, ...]) -> int:
-    found = (attribute(holder, name) for holder in holders for name in names)
-    return next((n for n in found if type(n) is int and n > 0), 0)
 
 
 def _overrule(by_rule: dict[str, Route], arrays: dict[str, Any], overrides: Overrides) -> dict[str, Route]:

@@ -23,9 +23,12 @@ CONVOLUTION = re.compile(r"Conv(Transpose)?[123]d$")
 EMBEDDINGS = {"Embedding", "EmbeddingBag", "QuantizedEmbedding"}
 OUTPUTS = re.compile(r"(^|_)(vocab_size|num_vocab|num_labels|num_classes)(_|$)")
 # Modules that are heads, and layers that are where their rows are no width of the model.
-HEAD_MODULE = re.compile(r"^(\w+_)?(heads?|classifier)$|^(class|bbox|box)_(embed|predictor)$")
+HEAD_MODULE = re.compile(r"^(\w+_)?(heads?|classifier)$|^(\w+_)?(class|bbox|box)_(embed|predictor)$")
+FEW = 16  # coordinates of a box, actions
 PREDICTION = re.compile(r"^(head_linear|regression|seq_relationship|logits_\w+|pred(ict)?_\w+|\w+_pred)$")
 OUTPUT = re.compile(r"^(output|proj_out)$")
+HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_q_heads")
+KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads", "kv_n_heads", "n_kv_head")
 GROUPS = ("groups", "n_groups", "num_groups", "n_blocks")
 # Names of arrays that a module multiplies with its own hands.
 TELLING = re.compile(r"(proj|projection|linear|dense|fc\d*|kernel|^w\d|^w[qkvo]|_w)(_weight)?$|^in_proj_weight$")
@@ -37,6 +40,7 @@ class Model:
 
     def __init__(self, modules: dict[str, Any]) -> None:
         self.modules = modules
+        self.known_heads: dict[str, tuple[int, int]] = {}
 
     @cached_property
     def head(self) -> Any:
@@ -53,15 +57,26 @@ class Model:
         shapes = {p: _shape(m) for p, m in self.modules.items()}
         return {p: (s[0], prod(s[1:])) for p, s in shapes.items() if len(s) > 1 and is_pointwise(self.modules[p], s)}
 
+    def heads(self, path: str) -> tuple[int, int]:
+        """Heads and key-value heads of the nearest module around `path` that has any; 0 if none has."""
+        if path not in self.known_heads:
+            module = self.modules.get(path)  # None for MLX's lists, which are no modules
+            holders = [module, attribute(module, "config"), attribute(module, "args")]
+            around = self.heads(path.rpartition(".")[0]) if path else (0, 0)
+            own = _number(holders, HEADS)
+            self.known_heads[path] = (own, _number(holders, KV_HEADS) or own) if own else around
+        return self.known_heads[path]
+
     @cached_property
     def layers(self) -> list[str]:
         """The modules with a weight of more than one axis, by path."""
         return [p for p, m in self.modules.items() if len(_shape(m)) > 1]
 
     @cached_property
-    def tables(self) -> set[int]:
-        """How many rows the embeddings have."""
-        return {_shape(m)[0] for m in self.modules.values() if bases(m) & EMBEDDINGS and _shape(m)}
+    def tables(self) -> set[tuple[int, ...]]:
+        """The shapes of the vocabularies' embeddings."""
+        shapes = {_shape(m) for m in self.modules.values() if bases(m) & EMBEDDINGS}
+        return {shape for shape in shapes if shape and shape[0] in self.vocabularies}
 
     @cached_property
     def layers_in(self) -> Counter[str]:
@@ -70,8 +85,8 @@ class Model:
 
     @cached_property
     def widths(self) -> set[int]:
-        """What linear layers take in: the output of a head is none of these."""
-        return {cols for _, cols in self.linears.values()}
+        """What linear layers take in, but for a few numbers: the output of a head is none of these."""
+        return {cols for _, cols in self.linears.values() if cols > FEW}
 
     @cached_property
     def vocabularies(self) -> set[int]:
@@ -150,6 +165,11 @@ def kind_of(at: Place, shape: tuple[int, ...], model: Model) -> Layer:
     return _bare(layer, at, model, shape)
 
 
+def _number(holders: list[Any], names: tuple[str, ...]) -> int:
+    numbers = (attribute(holder, name) for holder in holders for name in names)
+    return next((n for n in numbers if type(n) is int and n > 0), 0)
+
+
 def _outputs(owner: Any, depth: int) -> Iterator[int]:
     for name in ("config", "args") if depth == 0 else ():
         yield from _outputs(attribute(owner, name), 1)
@@ -170,19 +190,20 @@ def is_head(at: Place, shape: tuple[int, ...], layer: Layer, model: Model) -> bo
     head, in_layers = _around(at.path)
     if in_layers:
         return False
-    rows, width = shape[0], shape[0] in model.widths and shape[0] not in model.vocabularies
-    if rows in model.vocabularies & model.tables and rows > prod(shape[1:]) and rows not in model.widths:
-        return True
     if PREDICTION.match(layer.name) or (layer.kind == "head" and not OUTPUT.match(layer.name)):
         return _is_last(at.path, model)
-    named = layer.kind == "head" or bool(head and _ends(at.path, head, model))
-    return named and not width and _is_last(at.path, model)
+    sides, around = (shape[0], prod(shape[1:])), model.modules.get(at.path.rpartition(".")[0])
+    if sides in model.tables or (sides[0] in model.vocabularies and not model.tables and sides[0] > sides[1]):
+        return True
+    is_block = hasattr(around, "proj_in")  # of which proj_out is the second layer
+    named = (layer.kind == "head" and not is_block) or bool(head and _ends(at.path, head, model))
+    return named and (sides[0] in model.vocabularies or sides[0] not in model.widths)
 
 
 def _around(path: str) -> tuple[str, bool]:
     """The outermost module around a layer that is named as a head is ("" if none), and whether that (or the layer, if
     none is) stands in a numbered layer."""
-    parts = path.split(".")
+    parts = re.sub(r"(\.\d+)+$", "", path).split(".")
     for i, part in enumerate(parts):
         if HEAD_MODULE.match(part):
             return ".".join(parts[: i + 1]), any(p.isdigit() for p in parts[:i])
@@ -190,7 +211,9 @@ def _around(path: str) -> tuple[str, bool]:
 
 
 def _ends(path: str, head: str, model: Model) -> bool:
-    """Whether a layer is the last of those in a head, of one of the parallel heads if these are numbered."""
+    """Whether a layer is the last of those in a head, of one of the parallel heads if these are numbered or named."""
+    if "ModuleDict" in bases(model.modules.get(path.rpartition(".")[0])):
+        return True
     start = re.sub(rf"^({re.escape(head)}(\.\d+)?\.).*", r"\1", f"{path}.")
     return [p for p in model.layers if f"{p}.".startswith(start)][-1:] == [path]
 

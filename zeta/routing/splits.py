@@ -237,6 +237,8 @@ class _Reader:
             text = methods(class_of(self.module)).get(name)
             if text and self.depth < 4:
                 return self.read(text, arguments, keywords)
+        if name == "size" and owner is None:
+            return Shape(self.cols) if not arguments else None
         if name in PRODUCTS:
             return self.output if any(self.is_weight(argument) for argument in node.args) else None
         if name in SPLITS and arguments and isinstance(arguments[0], Piece):
