@@ -145,3 +145,82 @@ def test_there_is_nothing_to_resume(name: str, tmp_path: Path) -> None:
     example = load(name, "lightning", "sklearn", "transformers", "accelerate")
     with pytest.raises(ValueError, match=r"[Cc]heckpoint|leave --resume out"):
         example.main(["--resume", "--out", str(tmp_path)])
+
+
+def test_transformers_trainer_logs_reports(tmp_path: Path) -> None:
+    need("transformers"), need("accelerate")
+    import hugging_face
+
+    trainer = hugging_face.trainer(tmp_path, logging_steps=2)
+    from zeta.backends.torch.for_transformers import Reports
+
+    trainer.add_callback(Reports(trainer))
+    trainer.train()
+    logged = [line for line in trainer.state.log_history if "zeta/ratio" in line]
+    assert [line["step"] for line in logged] == [2, 4] and all(0 < line["zeta/ratio"] < 1 for line in logged)
+
+
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no .val_dataloader.")
+def test_lightning_logs_reports(tmp_path: Path) -> None:
+    example = load("lightning_vit", "lightning", "sklearn")
+    import lightning
+    from torch.utils.data import DataLoader
+
+    from zeta.backends.torch.for_lightning import Reports
+
+    trainer = lightning.Trainer(
+        max_steps=4, accelerator="cpu", callbacks=[Reports()], logger=False, log_every_n_steps=2, limit_val_batches=0,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(example.ViT(16, 1, 1e-2), DataLoader(example.digits()[0], 64))
+    assert 0 < trainer.callback_metrics["zeta/ratio"] < 1
+
+
+def test_mlx_lm_logs_reports(tmp_path: Path) -> None:
+    need("mlx_lm")
+    from zeta.backends.mlx import for_mlx_lm
+
+    lines: list[dict[str, float]] = []
+
+    class Keep(for_mlx_lm.TrainingCallback):
+        def on_train_loss_report(self, train_info: dict[str, Any]) -> None:
+            lines.append(train_info)
+
+    import mlx.core as mx
+    import mlx.nn as nn
+    from mlx_lm.tuner.datasets import CacheDataset
+    from mlx_lm.tuner.trainer import TrainingArgs
+    from mlx_lm.tuner.trainer import train as tune
+
+    from zeta.backends.mlx import Zeta
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.layers, self.head = nn.Embedding(16, 8), [nn.Linear(8, 8)], nn.Linear(8, 16)
+
+        def __call__(self, ids: Any, *_: Any, **__: Any) -> Any:
+            return self.head(self.embed(ids) + self.layers[0](self.embed(ids)))
+
+    class Data:
+        def process(self, row: Any) -> Any:
+            return row, 0
+
+        def __getitem__(self, i: int) -> Any:
+            return [(i + k) % 16 for k in range(9)]
+
+        def __len__(self) -> int:
+            return 8
+
+    model, optimizer = Model(), Zeta(1e-2)
+    mx.random.seed(0)
+    arguments = TrainingArgs(
+        batch_size=4, iters=4, steps_per_report=2, steps_per_eval=100, steps_per_save=100, val_batches=0,
+        max_seq_length=16, adapter_file=str(tmp_path / "adapters.safetensors"),
+    )  # fmt: skip
+    data = CacheDataset(Data())
+    tune(model, optimizer, data, args=arguments, training_callback=for_mlx_lm.Reports(optimizer, Keep()))
+    assert [line["iteration"] for line in lines] == [2, 4]
+    assert all(0 < line["zeta/ratio"] < 1 for line in lines)

@@ -15,11 +15,13 @@ from zeta.core import COEFFICIENTS, Hyper, Orthogonalize, Rule
 from zeta.routing.by_name import route, warn_of_doubts
 from zeta.routing.layout import Route, batches, check, is_vector
 from zeta.stages import entries
+from zeta.step_report import Report
 
 from . import sharded
 from .half import Half
 from .orthogonalize import newton_schulz, working_dtype
 from .ranks import Messages, dispatch, shared, together
+from .report import KEY, Batch, observed, of_batch, read
 from .sharded import is_shard, whole_shape
 from .stacks import on_stacks
 from .state import (
@@ -107,6 +109,8 @@ class Zeta(Optimizer):
         hyper = replace(d, lr=0.0 if callable(learning_rate) else learning_rate, **given)  # checks the values
         super().__init__()  # type: ignore[no-untyped-call]
         self._loaded = False  # a state that no step has seen
+        self._exact: bool | None = None  # how a step is measured for `report`, if it is
+        self._batches: list[Batch] = []
         self.state[self._version] = mx.array(1)
         self._maybe_schedule("learning_rate", learning_rate)
         self.state["learning_rate"] = mx.array(self.learning_rate)  # a schedule may give a Python number
@@ -127,6 +131,8 @@ class Zeta(Optimizer):
 
     @state.setter
     def state(self, state: dict[str, Any]) -> None:
+        if isinstance(state, dict) and KEY in state:
+            state = {key: value for key, value in state.items() if key != KEY}
         check_state(state, getattr(self, "_state", {}), self.rule.keeps, self._version)
         self._state, self._loaded = state, True
 
@@ -195,16 +201,35 @@ class Zeta(Optimizer):
 
         def update(stacks: State, orthogonalize: Orthogonalize) -> State:
             state = {key: stacks[key] for key in self.rule.keeps}
-            param, state = self.rule.update(stacks["grad"], state, stacks["param"], hyper, orthogonalize)
+            seen: list[mx.array] = []
+            rule = self.rule if self._exact is None else observed(self.rule, seen)
+            param, state = rule.update(stacks["grad"], state, stacks["param"], hyper, orthogonalize)
+            if self._exact is not None:
+                measured.append(of_batch(seen[0], param, hyper.lr, self._exact))
             return {"param": param, **state}
 
+        measured: list[mx.array] = []
         kinds = {"grad": entries, "param": entries, **self.rule.keeps}
         arrays = {name: {"grad": grads[name], "param": wide[name], **states[name]} for name in routes}
         todo = list(batches({n: (r, (grads[n].dtype, wide[n].dtype)) for n, r in routes.items()}))
         shapes = {name: wide[name].shape for name in routes}
         work = [(batch, arrays, orthogonalize) for batch, orthogonalize in zip(todo, share(todo), strict=True)]
-        after = on_stacks(update, kinds, routes, shapes, work)
-        return {name: (state.pop("param"), state) for name, state in after}
+        after = dict(on_stacks(update, kinds, routes, shapes, work))
+        if measured:
+            self._batches = [Batch([(n, v[0]) for (n, _), v in b.items()], next(iter(b.values()))) for b in todo]
+            self.state[KEY] = {str(i): figures for i, figures in enumerate(measured)}
+        return {name: (state.pop("param"), state) for name, state in after.items()}
+
+    def report(self, exact: bool = False) -> Report:
+        """What the last step did to each matrix: its rate, the RMS of update and weight, the update's orthogonality.
+
+        The first call starts the measuring, for all steps from then on; make it before `mx.compile` traces a step.
+        Until then there are no rows. `exact` multiplies every update with itself, in place of one random vector.
+        What is sharded by `nn.fully_shard` is left out.
+        """
+        self._exact = exact
+        batches, kept = self._batches, dict(self.state.get(KEY, {}))
+        return Report(lambda: read(batches if kept else [], kept))
 
     def _orthogonalize(self, x: mx.array) -> mx.array:
         """Newton-Schulz in the dtype of its products, which loses nothing and is less to send."""

@@ -138,7 +138,7 @@ def check_step(grads: dict[str, mx.array], params: dict[str, mx.array]) -> None:
 
 def check_names(state: Any, params: dict[str, mx.array], grads: dict[str, mx.array]) -> None:
     """Raises ValueError where the state knows parameters that are not there, and not those that are to move."""
-    held = {name.rpartition(".")[0] for name, _ in tree_flatten(state)} - {""}
+    held = {name.rpartition(".")[0] for name, _ in tree_flatten(state)} - {"", "zeta_report"}
     strange = sorted(held - params.keys())
     if strange and grads.keys() - held:  # else the rest of the model is frozen
         raise ValueError(f"the state is of {', '.join(strange[:3])}, no parameters here: it belongs to another model")

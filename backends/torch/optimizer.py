@@ -14,6 +14,7 @@ from zeta import family
 from zeta.coefficients import Steps, chosen
 from zeta.core import COEFFICIENTS, Rule
 from zeta.routing.layout import Route, batches, is_vector
+from zeta.step_report import Report
 
 from . import step as torch_step
 from .adamw import Part, adamw, part
@@ -30,6 +31,7 @@ from .groups import (
 )
 from .placement import Place
 from .ranks import Ranks
+from .report import Measured, of_batch, read
 from .state import VERSION, check_state, load_values, plain, prepare, wanted
 
 PRODUCTS = {"coefficients": COEFFICIENTS["jordan"], "ns_steps": None, "ns_dtype": None}  # options of Newton-Schulz
@@ -97,6 +99,8 @@ class Zeta(torch.optim.Optimizer):
         self._coefficients = coefficients  # of which a group's own ns_steps takes the first
         self._shapes: dict[int, torch.Size] = {}  # by id: torch.Tensor's swap, of model.bfloat16(), takes no weak keys
         self._adamw = dict(adamw or {})
+        self._exact: bool | None = None  # how a step is measured for `report`, if it is
+        self._measured: list[Measured] = []
         if wrong := sorted(self._adamw.keys() - ADAMW_HALF):
             raise TypeError(f"adamw has {wrong[0]!r}, but takes {', '.join(ADAMW_HALF)}: leave it out")
         given = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
@@ -191,7 +195,7 @@ class Zeta(torch.optim.Optimizer):
         super().__setstate__(state)
         if not hasattr(self, "_ranks"):  # a copy: process groups are not copied, so it steps alone
             self._ranks, self._coefficients, self._adamw = Ranks(), self.defaults["coefficients"], {}
-            self._shapes = {}
+            self._shapes, self._exact, self._measured = {}, None, []
 
     def needs(self) -> dict[Tensor, dict[str, tuple[int, ...]]]:
         """The keys of each parameter's state, with their shapes."""
@@ -221,14 +225,29 @@ class Zeta(torch.optim.Optimizer):
         # would import the compiler, two seconds, for those who need no optimizer.
         untraced: Callable[..., Any] = torch.compiler.disable
         prepared = untraced(self._prepare_on_ranks)() if self._ranks.shared else self._prepare()
+        measured, exact = list[Measured](), None if torch.compiler.is_compiling() else self._exact
         for group, (routes, vectors) in zip(self.param_groups, prepared, strict=True):
             adamw(vectors, group)
             rule = self.rule_of(group)
             for batch in batches({p: (r, (p.dtype, p.device)) for p, r in routes.items()}):
-                torch_step.step(rule, self.state, group, batch, routes)
+                u, params = torch_step.step(rule, self.state, group, batch, routes)
+                if exact is not None:
+                    measured.append(of_batch(batch, u, params, group["lr"], exact))
         if self._ranks.shared:
             untraced(self._exchange)()
+        self._measured = measured
         return loss
+
+    def report(self, exact: bool = False) -> Report:
+        """What the last step did to each matrix: its rate, the RMS of update and weight, the update's orthogonality.
+
+        The first call starts the measuring, for all steps from then on but compiled ones; before it there are no rows.
+        `exact` multiplies every update with itself, in place of one random vector. Over ranks a matrix that several
+        hold is left out.
+        """
+        self._exact = exact
+        batches, groups = self._measured, self.param_groups
+        return Report(lambda: read(batches, groups))
 
     def _prepare(self) -> list[tuple[dict[Tensor, Route], list[Part]]]:
         """({matrix that nobody else knows of: route}, what AdamW steps) of each group, of all that have gradients.

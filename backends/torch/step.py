@@ -21,8 +21,10 @@ CACHED = 1 << 17  # entries of a part of the element-wise work, of which four ar
 Batch = dict[tuple[Tensor, int], tuple[int, ...]]
 
 
-def step(rule: Rule, states: Any, options: dict[str, Any], batch: Batch, routes: dict[Tensor, Route]) -> None:
-    """`rule.update` for pieces of one shape, {(parameter, piece): (count, rows, cols)}."""
+def step(
+    rule: Rule, states: Any, options: dict[str, Any], batch: Batch, routes: dict[Tensor, Route]
+) -> tuple[Tensor, list[Tensor]]:
+    """`rule.update` for pieces of one shape, {(parameter, piece): (count, rows, cols)}; (u, pieces) after it."""
     shapes, hyper = list(batch.values()), settings(options, next(iter(batch))[0].device)
     params = [piece(p, routes[p], i) for p, i in batch]  # views: what is written to them is written to p
     kept = {key: [part(states[p][key], shape, routes[p], i) for p, i in batch] for key, shape in rule.keeps.items()}
@@ -40,6 +42,7 @@ def step(rule: Rule, states: Any, options: dict[str, Any], batch: Batch, routes:
         torch._foreach_copy_(kept[key], unstack(value, kept[key]))
     rests = [piece(states[p]["remainder"], routes[p], i) for p, i in batch if "remainder" in states[p]]
     apply(params, rests, unstack(u, params), hyper)
+    return u, params
 
 
 def settings(options: dict[str, Any], device: torch.device) -> Hyper:

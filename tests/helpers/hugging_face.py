@@ -51,6 +51,18 @@ def train(folder: Path, steps: int, stop_at: int = 0, resume: bool = False) -> t
     return trainer.state.log_history, getattr(trainer.optimizer, "optimizer", trainer.optimizer)
 
 
+def trainer(folder: Path, **arguments: Any) -> Any:
+    from transformers import Trainer, TrainingArguments
+
+    from zeta.backends.torch import Eta, for_trainer
+
+    given = TrainingArguments(
+        str(folder), max_steps=4, per_device_train_batch_size=4, save_strategy="no", report_to=[], disable_tqdm=True,
+        use_cpu=True, dataloader_pin_memory=False, **arguments,
+    )  # fmt: skip
+    return Trainer(model(), given, train_dataset=DATA, optimizer_cls_and_kwargs=for_trainer(Eta, lr=RATE))
+
+
 def rank(rank: int, how: str, folder: str) -> None:
     torch.set_num_threads(1)
     if rank == 0:  # what one process takes, of the batches of both ranks
