@@ -114,8 +114,9 @@ def test_plot_writes_a_picture(only_numpy, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["nonsense"],
+        ["parity", "--nonsense"],
+        ["routing"],
         ["parity", "--control", "nonsense"],
         ["parity", "--plot", "/no/such/folder/x.png"],
         ["parity", "--plot", "x.xyz"],
@@ -128,10 +129,8 @@ def test_wrong_usage_ends_with_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit:
         cli.main(arguments)
     assert exit.value.code == 2
-    assert (
-        f"usage: {' '.join(['zeta', *arguments[:1]][: 1 if 'nonsense' in arguments[:1] else 2])}"
-        in capsys.readouterr().err
-    )
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("zeta") and "--help" in error
 
 
 WITNESSES = Path(__file__).with_name("witnesses")
@@ -248,4 +247,29 @@ def test_routing_of_no_model_ends_with_status_2(model, capsys):
     with pytest.raises(SystemExit) as exit:
         cli.main(["routing", model])
     assert exit.value.code == 2
-    assert "usage:" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("zeta ")
+
+
+def test_alone_it_shows_what_to_run_first(capsys):
+    assert cli.main([]) == 0
+    assert capsys.readouterr().out.startswith("zeta parity")
+
+
+def test_version(capsys):
+    from importlib.metadata import version
+
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["--version"])
+    assert exit.value.code == 0 and capsys.readouterr().out == f"zeta {version('zeta-optim')}\n"
+
+
+def test_inspect_takes_the_only_checkpoint_of_a_folder(tmp_path):
+    from zeta.whitening.report import _in_folder
+
+    assert _in_folder(tmp_path).name == "checkpoint.safetensors"
+    (tmp_path / "mine.safetensors").touch()
+    assert _in_folder(tmp_path).name == "mine.safetensors"
+    (tmp_path / "other.safetensors").touch()
+    with pytest.raises(ValueError, match=r"several checkpoints, such as mine\.safetensors: name one"):
+        _in_folder(tmp_path)

@@ -170,11 +170,15 @@ def test_lightning_logs_reports(tmp_path: Path) -> None:
 
     from zeta.backends.torch.for_lightning import Reports
 
+    class Plain(example.ViT):
+        def on_train_epoch_end(self) -> None:
+            pass
+
     trainer = lightning.Trainer(
         max_steps=4, accelerator="cpu", callbacks=[Reports()], logger=False, log_every_n_steps=2, limit_val_batches=0,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(example.ViT(16, 1, 1e-2), DataLoader(example.digits()[0], 64))
+    trainer.fit(Plain(16, 1, 1e-2), DataLoader(example.digits()[0], 64))
     assert 0 < trainer.callback_metrics["zeta/ratio"] < 1
 
 

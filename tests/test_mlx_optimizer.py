@@ -395,3 +395,42 @@ def test_what_a_name_leaves_open_is_reported_and_the_model_decides_it():
     with pytest.warns(UserWarning, match=r"qkv_proj\.weight fuses query, key and value.*routes=zeta\.routes\(model\)"):
         Zeta(0.1).init(model.trainable_parameters())
     Zeta(0.1, routes=zeta.routes(model)).init(model.trainable_parameters())  # no warning
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"lr": 0.1}, "Muon takes no lr: call it learning_rate"),
+        ({"momentum": 0.9}, "Muon takes no momentum: it is the first of betas"),
+        ({"bias_correction": True}, "Muon takes no bias_correction: AdamW's half always"),
+        ({"routes": Model()}, r"routes is Model, but must be what zeta\.routes\(model\) gives"),
+    ],
+)
+def test_what_it_does_not_take_is_told_in_a_line(options, message):
+    with pytest.raises(TypeError, match=message):
+        Muon(**options)
+
+
+def test_modules_in_a_dict_with_integer_keys(tmp_path):
+    class Keyed(Model):
+        def __init__(self):
+            super().__init__()
+            self.layers = {3: self.layers[0], 7: self.layers[1]}
+
+        def __call__(self, ids):
+            x = self.embed(ids)
+            for layer in self.layers.values():
+                x = x + mx.tanh(layer(x))
+            return self.norm(x)
+
+    model = Keyed()
+    optimizer = Zeta(0.05, routes=zeta.routes(model))
+    train(model, optimizer, 2)
+    mx.save_safetensors(str(tmp_path / "state.safetensors"), dict(tree_flatten(optimizer.state)))
+    twin, other = Keyed(), Zeta(0.05, routes=zeta.routes(model))
+    twin.update(model.parameters())
+    other.state = tree_unflatten(list(mx.load(str(tmp_path / "state.safetensors")).items()))
+    other.init(twin.trainable_parameters())
+    train(model, optimizer, 2, start=2)
+    train(twin, other, 2, start=2)
+    assert_same(twin, model)

@@ -5,10 +5,11 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from importlib.metadata import version
 from itertools import groupby
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from zeta.extras import Missing, need
 
@@ -16,15 +17,32 @@ if TYPE_CHECKING:
     from zeta.parity.checks import Result
 
 
+FIRST = """zeta parity                      is this machine right? Compares every library with float64, 20 seconds
+zeta routing package.module:f    which parameters of the model that f makes go where
+zeta --help                      all commands"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Its errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="zeta", description="Zeta, a matrix optimizer: is it right on this machine?")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser = Parser(prog="zeta", description="Zeta, a matrix optimizer: is it right on this machine?")
+    parser.add_argument("--version", action="version", version=f"zeta {version('zeta-optim')}")
+    commands: argparse._SubParsersAction[argparse.ArgumentParser]
+    commands = parser.add_subparsers(metavar="COMMAND")  # type: ignore[assignment]
     _add_parity(commands)
     _add_routing(commands)
     _add_inspect(commands)
     _add_convert(commands)
     _add_mlx_lm(commands)
     args = parser.parse_args(argv)
+    if "run" not in args:
+        print(FIRST)
+        return 0
     try:
         return int(args.run(args, args.command))
     except Missing as error:

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Callable, Iterable
 from functools import cache
 from math import isfinite, nan
-from operator import matmul
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,18 +83,18 @@ def labels(name: str, count: int) -> list[str]:
     return [name] if count == 1 else [f"{name}[{i}]" for i in range(count)]
 
 
-def error(u: Array, size: Array, probe: Array | None, times: Callable[[Array, Array], Array] = matmul) -> Array:
+def error(u: Array, size: Array, probe: Array | None) -> Array:
     """`Row.orthogonality` (..., 1, 1) of each u (..., rows, cols), whose sum of squares is `size` (..., 1, 1).
 
     With E = n / size u u^T - I, n the short side, it is estimated as |E z| / sqrt(n) for the `probe` z (n, 1) of signs;
-    with None it is |E|_F / sqrt(n) itself. `times` multiplies u by a vector.
+    with None it is |E|_F / sqrt(n) itself.
     """
     xp = array_namespace(u)
     if u.shape[-2] > u.shape[-1]:
         u = u.mT
     n, scale = u.shape[-2], u.shape[-2] / nonzero(size)
     if probe is not None:
-        return (squares(scale * times(u, times(u.mT, probe)) - probe, (-2, -1)) / n) ** 0.5
+        return (squares(scale * (u @ (u.mT @ probe)) - probe, (-2, -1)) / n) ** 0.5
     diagonal = scale * xp.sum(u * u, axis=-1, keepdims=True)
     off = squares(scale * (u @ u.mT), (-2, -1)) - squares(diagonal, (-2, -1))
     return ((xp.maximum(off, xp.zeros_like(off)) + squares(diagonal - 1, (-2, -1))) / n) ** 0.5

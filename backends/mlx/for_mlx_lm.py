@@ -5,7 +5,7 @@ from typing import Any
 from mlx_lm.tuner.callbacks import TrainingCallback
 
 
-class Reports(TrainingCallback):
+class Reports(TrainingCallback):  # type: ignore[misc]
     """Prints `optimizer.report().summary()` beside every loss that mlx-lm reports, or passes both to `then`."""
 
     def __init__(self, optimizer: Any, then: TrainingCallback | None = None) -> None:

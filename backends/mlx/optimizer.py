@@ -29,11 +29,14 @@ from .state import (
     State,
     check_names,
     check_rate,
+    check_routes,
     check_shapes,
     check_state,
     check_step,
     is_floating,
+    keyed,
     leaf,
+    not_taken,
     prepare,
     round_back,
     tree_flatten,
@@ -92,8 +95,8 @@ class Zeta(Optimizer):
         if self.make:
             self.rule = self.make(**settings)
         elif settings:
-            strange = next(iter(settings))
-            raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {strange!r}")
+            raise TypeError(f"{type(self).__name__} {not_taken(next(iter(settings)))}")
+        check_routes(routes)
         d = self.rule.defaults
         learning_rate = d.lr if learning_rate is None else learning_rate
         check_rate(learning_rate, type(self).__name__)
@@ -141,6 +144,7 @@ class Zeta(Optimizer):
         params = {name: p for name, p in tree_flatten(parameters) if is_floating(p)}
         routes = {name: self._route(name, p) for name, p in params.items()}
         warn_of_doubts(routes, "pass routes=zeta.routes(model)")
+        self._state = keyed(self._state, parameters)
         super().init(parameters)
         for name, state in self._states(params).items():
             prepare(state, params[name], routes[name], self.rule.keeps, self.step)

@@ -5,6 +5,7 @@ later than the others. A parameter in half precision has a `remainder`, what rou
 summation, Kahan 1965): the two together hold twice the digits for two bytes an entry.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -32,11 +33,23 @@ def leaf(state: Any, name: str) -> State | None:
         return leaf(state[int(i)], rest) if i.isdigit() and int(i) < len(state) else None
     there = None
     for end in [i for i, sign in enumerate(f"{name}.") if sign == "."]:
-        inner = leaf(state[name[:end]], name[end + 1 :]) if name[:end] in state else None
+        key = int(name[:end]) if name[:end] not in state and name[:end].isdigit() else name[:end]
+        inner = leaf(state[key], name[end + 1 :]) if key in state else None
         if inner:  # a flat tree's state is nested once it has been saved: what is filled goes before what is empty
             return inner
         there = there if inner is None else inner
     return there
+
+
+def keyed(state: Any, parameters: Any) -> Any:
+    """The state with integer keys wherever the parameters have them: once saved, MLX makes a list of such a dict."""
+    if isinstance(parameters, dict) and isinstance(state, list):
+        state = {key: one for key, one in enumerate(state) if key in parameters}
+    pairs = parameters.items() if isinstance(parameters, dict) else enumerate(parameters)
+    for key, child in pairs if isinstance(parameters, dict | list) else ():
+        if key in state if isinstance(state, dict) else key < len(state):
+            state[key] = keyed(state[key], child)
+    return state
 
 
 def is_floating(p: mx.array) -> bool:
@@ -121,6 +134,25 @@ def check_rate(rate: Any, name: str) -> None:
             f"learning_rate is {type(rate).__name__}, but must be one number or a schedule: "
             f"optimizer = {name}(learning_rate=1e-3), then optimizer.update(model, gradients)"
         )
+
+
+NOT_TAKEN = {
+    "lr": "call it learning_rate",
+    "momentum": "it is the first of betas",
+    "bias_correction": "AdamW's half always corrects, and the matrices' update has the same size without",
+    "model": "give routes=zeta.routes(model), and the model to update",
+}
+
+
+def not_taken(name: str) -> str:
+    """Why a keyword is none of an optimizer's, for its TypeError."""
+    return f"takes no {name}: {NOT_TAKEN.get(name, 'leave it out')}"
+
+
+def check_routes(routes: Any) -> None:
+    """Raises TypeError for what is no result of `zeta.routes`: a model, above all."""
+    if routes and not (isinstance(routes, Mapping) and all(isinstance(r, Route) for r in routes.values())):
+        raise TypeError(f"routes is {type(routes).__name__}, but must be what zeta.routes(model) gives: call that")
 
 
 def check_step(grads: dict[str, mx.array], params: dict[str, mx.array]) -> None:

@@ -1,4 +1,4 @@
-"""`trainer.add_callback(Reports(trainer))` logs what an optimizer's steps do, as Transformers' Trainer logs the loss."""
+"""`trainer.add_callback(Reports(trainer))` logs what an optimizer's steps do as Transformers logs the loss."""
 
 from typing import Any
 

@@ -44,7 +44,7 @@ def find_records(path: Path, lr: float | None = None) -> list[Record]:
     if (path / "zeta.json").exists():
         raise ValueError(f"{path} is of save_sharded: make one file of it, zeta convert {path} FILE.safetensors")
     if path.is_dir():
-        path = next((path / name for name in (SERIES, CHECKPOINT) if (path / name).exists()), path / CHECKPOINT)
+        path = _in_folder(path)
     if path.suffix == ".jsonl":
         if lr is not None:
             raise ValueError(f"{path} tells of steps as they were taken: leave --lr out, or give a checkpoint")
@@ -60,6 +60,17 @@ def find_records(path: Path, lr: float | None = None) -> list[Record]:
     if not records:
         raise ValueError(f"{path} holds no matrix with momentum: every gradient was zero so far")
     return sorted(records, key=lambda record: _by_number(record["matrix"]))
+
+
+def _in_folder(folder: Path) -> Path:
+    """A run's inspect.jsonl or checkpoint.safetensors, or the only safetensors file, whatever its name."""
+    for name in (SERIES, CHECKPOINT):
+        if (folder / name).exists():
+            return folder / name
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) > 1:
+        raise ValueError(f"{folder} holds several checkpoints, such as {files[0].name}: name one")
+    return files[0] if files else folder / CHECKPOINT
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:
