@@ -14,9 +14,9 @@ from zeta import newton_schulz_forms as forms
 SIZES = [(1, 64, 64), (2, 65, 70), (3, 130, 33), (2, 512, 96), (1, 600, 40)]  # (batch, n, k): both sides of every block
 
 
-def product(a, b, c=None, beta=0.0, alpha=1.0, diagonal=0.0):
+def product(a, b, c=None, beta=0.0, alpha=1.0, diagonal=0.0, d=None, delta=0.0):
     """What `symmetric` and `multiply` of every backend stand for, in NumPy."""
-    y = alpha * (a @ b) + (0 if c is None else beta * c)
+    y = alpha * (a @ b) + (0 if c is None else beta * c) + (0 if d is None else delta * d)
     return y + diagonal * np.eye(y.shape[-2]) if diagonal else y
 
 
@@ -56,6 +56,48 @@ def test_symmetric_is_the_product(symmetric, dtype, bound, size):
     assert error(got, product(x, x.mT, c, 0.5, 2.0 * 1.01, 1.5)) > bound  # a coefficient off by 1 % would be seen
 
 
+@pytest.mark.parametrize("n", [64, 512, 600])
+@pytest.mark.parametrize("dtype, bound", [("float32", 1e-6), ("bfloat16", 6e-3)])
+def test_a_product_on_a_cpu_begins_with_two_addends_and_a_diagonal(dtype, bound, n):
+    torch = pytest.importorskip("torch")
+    from zeta.backends.torch import orthogonalize as backend
+
+    (x, c), (_, d) = operands(1, n, 96), operands(1, n + 1, 8)
+    x, c, d = x[0], c[0], d[0, :n, :n]
+    xt, ct, dt = (torch.tensor(array, dtype=getattr(torch, dtype)) for array in (x, c, d))
+    for beta, delta in [(0.5, 3.0), (3.0, 0.5), (0.0, 2.0)]:
+        got = backend.symmetric(xt, xt.mT, ct, beta, 2.0, 1.5, dt, delta).double().numpy()
+        assert error(got, product(x, x.mT, c, beta, 2.0, 1.5, d, delta)) < bound
+        assert error(got, product(x, x.mT, c, beta, 2.0, 1.5, d, delta + 1)) > bound
+    got = backend.symmetric(xt, xt.mT, diagonal=-40.0).double().numpy()  # rounded once, after the subtraction
+    assert error(got, product(x, x.mT, diagonal=-40.0)) < bound
+
+
+@pytest.mark.parametrize("shape", [(512, 2048), (256, 2048), (128, 256)])
+@pytest.mark.parametrize("kind", ["gaussian", "rank 4"])
+def test_in_bfloat16_the_gram_form_is_as_exact_as_the_plain_iteration(kind, shape):
+    """By `gram`, the control, it is less so on Gaussian matrices."""
+    torch = pytest.importorskip("torch")
+    from zeta.backends.torch import orthogonalize as backend
+
+    steps, rng = COEFFICIENTS["jordan"], np.random.default_rng(0)
+    x = rng.standard_normal(shape)
+    if kind == "rank 4":
+        x = rng.standard_normal((shape[0], 4)) @ rng.standard_normal((4, shape[1]))
+    want = core.newton_schulz(x)
+    unit = torch.tensor(x / np.linalg.norm(x))
+
+    def off(form, size=1.0):
+        y = form((size * unit).bfloat16(), steps, backend.symmetric, backend.multiply)
+        return error(y.double().numpy(), want)
+
+    plain = core.newton_schulz(torch.tensor(x).bfloat16(), steps)
+    apart = off(forms.gram_apart)
+    assert apart <= 1.05 * error(plain.double().numpy(), want)
+    if kind == "gaussian":
+        assert off(forms.gram, forms.gram_steps(steps)[0]) > 1.2 * apart
+
+
 def test_torch_records_no_gradient_rather_than_a_wrong_one():
     torch = pytest.importorskip("torch")
     from zeta.backends.torch import newton_schulz
@@ -84,6 +126,7 @@ def test_gram_and_direct_form_agree_in_exact_arithmetic(name, shape):
     direct = forms.direct(x * forms.direct_steps(steps)[0], steps, product, product)
     gram = forms.gram(x * forms.gram_steps(steps)[0], steps, product, product)
     assert error(gram, direct) < 1e-11
+    assert error(forms.gram_apart(x, steps, product, product), direct) < 1e-11
 
 
 def test_restarts_keep_every_run_of_steps_below_the_slope():

@@ -43,7 +43,7 @@ def newton_schulz_(x: Tensor, coefficients: Steps, dtype: torch.dtype | None = N
         size = forms.size(coefficients, *x.shape[-2:], apart=apart)
         stack = x.view(-1, *x.shape[-2:])
         for part in torch.tensor_split(stack, _chunks(stack)):
-            part = part[0] if len(part) == 1 else part  # products of matrices are written in place, of batches copied
+            part = part[0] if in_place(x) and len(part) == 1 else part  # whose products are written in place
             unit = normalize_(part.to(torch.promote_types(x.dtype, torch.float32)), size)
             wide, part = (unit.mT, part.mT) if x.shape[-2] > x.shape[-1] else (unit, part)
             with torch.autocast(x.device.type, enabled=False):  # it would round the products silently
@@ -87,8 +87,13 @@ def working_dtype(x: Tensor) -> torch.dtype:
 
 
 def on_cpu(x: Tensor) -> bool:
-    """Whether products are written in place and matrices taken by their sizes: elsewhere batches are faster."""
+    """Whether paths are a CPU's: matrices one by one, by blocks, bfloat16 in the Gram form that keeps numbers apart."""
     return x.device.type == "cpu"
+
+
+def in_place(x: Tensor) -> bool:
+    """Whether products are written into views: torch.compile, torch 2.13, takes no `out` with gaps between rows."""
+    return on_cpu(x) and not torch.compiler.is_compiling()
 
 
 def _chunks(stack: Tensor) -> int:
@@ -132,7 +137,7 @@ def symmetric(
     if diagonal or d is not None:
         beta, c = start_with(y, c, beta, d, delta, diagonal), y
     if blocks == 1:
-        return multiply(a, b, c, beta, alpha, y)
+        return multiply(a, b, c, beta, alpha, y if in_place(y) else None)
     squares = [slice(*pair) for pair in pairwise(ends)]
     for k, rows in enumerate(squares):
         out = y[rows, : rows.stop]
@@ -166,7 +171,7 @@ def multiply(
     a: Tensor, b: Tensor, c: Tensor | None = None, beta: float = 0.0, alpha: float = 1.0, out: Tensor | None = None
 ) -> Tensor:
     """alpha a b + beta c for matrices or batches of them, written to `out` if given."""
-    if out is None and on_cpu(a) and a.shape[-2] == a.shape[-1]:
+    if out is None and in_place(a) and a.shape[-2] == a.shape[-1]:
         out = torch.empty_like(b)  # by columns where b is, so that it is copied back as it lies
     if c is None and alpha == 1:
         return torch.matmul(a, b, out=out)
