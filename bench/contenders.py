@@ -11,15 +11,11 @@ from trainer.loop import learning_rate
 
 from zeta import core, family, preconditioned
 from zeta.backends.torch import Zeta, param_groups
-from zeta.core import Array, Hyper, Orthogonalize, Rule, Stages, State, Step
-from zeta.family import uncut
-from zeta.preconditioned import eigh, power
-from zeta.stages import ema, entries, left, nonzero, one, right, to_rms, whiten
+from zeta.core import Array, Hyper, Rule, Stages, State, Step
 
 SEARCHED = 100  # the seed of all runs that a search compares
 LOOKS = 10  # at the held-out loss, in a run of another seed
 REST = (0.9, 0.95)  # AdamW's betas, for what is not a matrix
-EVERY = 10  # steps from one decomposition to the next
 
 
 class Setting(NamedTuple):
@@ -48,49 +44,13 @@ zeta_nesterov = core.zeta._replace(local=whitened_ahead)  # how much of Muon's a
 eta_plain = family.eta._replace(local=family.averaged)  # Eta with Zeta's momentum
 
 
-@uncut(
-    orthogonalizes=False,
-    exp_avg=entries,
-    exp_avg_sq=entries,
-    left=left,
-    right=right,
-    left_basis=left,
-    right_basis=right,
-    steps=one,
-)
-def soap(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
-    """`zeta.preconditioned.soap` with new eigenvectors every ten steps, as published: in every step they cost most."""
-    (b1, b2), t = hyper.betas, nonzero(state["steps"])
-    new = (int(state["steps"].max()) - 1) % EVERY == 0
-    a, b = (eigh(state[key])[1] if new else state[f"{key}_basis"] for key in ("left", "right"))
-    begun = (state["steps"] > 0).to(g.dtype)
-    m = ema(state["exp_avg"], begun * g, b1)
-    v = ema(state["exp_avg_sq"], begun * (a.mT @ g @ b) ** 2, b2)
-    u = a @ whiten(a.mT @ m @ b / (1 - b1**t), v / (1 - b2**t), hyper.eps) @ b.mT
-    factors = {"left": ema(state["left"], g @ g.mT, b2), "right": ema(state["right"], g.mT @ g, b2)}
-    kept = {"left_basis": a, "right_basis": b, "steps": state["steps"] + 1}
-    return begun * u, {"exp_avg": m, "exp_avg_sq": v} | factors | kept
-
-
-@uncut(orthogonalizes=False, exp_avg=entries, left=left, right=right, left_root=left, right_root=right, steps=one)
-def shampoo(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
-    """`zeta.preconditioned.shampoo` with new roots every ten steps."""
-    b1, b2 = hyper.betas
-    m = ema(state["exp_avg"], g, b1)
-    factors = {"left": ema(state["left"], g @ g.mT, b2), "right": ema(state["right"], g.mT @ g, b2)}
-    new = int(state["steps"].max()) % EVERY == 0
-    a, b = (power(factors[key], -1 / 4) if new else state[f"{key}_root"] for key in ("left", "right"))
-    kept = {"left_root": a, "right_root": b, "steps": state["steps"] + 1}
-    return to_rms(a @ m @ b), {"exp_avg": m} | factors | kept
-
-
 # name -> (label, rule; None is AdamW for everything)
 CONTENDERS: dict[str, tuple[str, Rule | None]] = {
     "adamw": ("AdamW", None),
     "muon": ("Muon", family.muon),
     "adamuon": ("AdaMuon", family.adamuon),
     "normuon": ("NorMuon", family.normuon),
-    "soap": ("SOAP, bases every 10 steps", soap),
+    "soap": ("SOAP", preconditioned.soap()),
     "zeta": ("Zeta (the paper's)", family.zeta),
     "eta": ("Eta (ours)", family.eta),
     "zeta_nesterov": ("Zeta with Nesterov momentum", zeta_nesterov),
@@ -104,7 +64,7 @@ CONTENDERS: dict[str, tuple[str, Rule | None]] = {
     "adago": ("AdaGO", family.adago()),
     "dion2": ("Dion2", family.dion2()),
     "olion": ("OLion", family.olion),
-    "shampoo": ("Shampoo, roots every 10 steps", shampoo),
+    "shampoo": ("Shampoo", preconditioned.shampoo()),
     "schattor": ("Schattor, p = 4", preconditioned.schattor()),
 }
 ONE_BETA = {"muon", "eta", "eta_plain", "signum", "adago", "dion2", "schattor"}  # whose b2 does nothing
@@ -121,7 +81,8 @@ def make(s: Setting, model: nn.Module) -> torch.optim.Optimizer:
         kept = ("params", "lr", "betas")
         return torch.optim.AdamW([{key: g[key] for key in kept} for g in groups], weight_decay=s.weight_decay)
     of_rule: type[Zeta] = type("OfRule", (Zeta,), {"rule": rule})
-    return of_rule(groups, weight_decay=s.weight_decay, decay_vectors=True, ns_dtype=torch.float32)
+    products = {"ns_dtype": torch.float32} if rule.orthogonalizes else {}
+    return of_rule(groups, weight_decay=s.weight_decay, decay_vectors=True, **products)
 
 
 def train(s: Setting, task: tasks.Task) -> dict[str, Any]:

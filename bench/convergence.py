@@ -27,9 +27,11 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+import figures
+import standings
 import torch
 from contenders import CONTENDERS, SEARCHED, Setting, train
-from standings import Runs, draw, table
+from standings import Runs, table
 from tasks import SIZES, TASKS
 
 HERE = Path(__file__).parent
@@ -45,7 +47,7 @@ Known = dict[Setting, dict[str, Any]]
 def needed(known: Known, tasks: Sequence[str], optimizers: Sequence[str], steps: int | None = None) -> list[Setting]:
     """What is missing, the most wanted first: a search, then all optimizers' fresh seeds, task by task."""
     todo: list[Setting] = []
-    for names in (FIRST, [name for name in (*THEN, *CONTENDERS) if name not in FIRST]):
+    for names in (FIRST, THEN):
         for task in tasks:
             asked = [chosen(known, start_of(task, name, steps)) for name in names if name in optimizers]
             todo += [s for _, missing in asked for s in missing]
@@ -207,6 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not ran:
         raise SystemExit(f"no fresh seed of these is in {args.out}: `run` with the same flags goes on")
     if args.command == "plot":
+        draw = figures.draw if set(ran) <= set(SIZES) else standings.draw
         return draw(ran, args.picture or args.out.with_suffix(".png"))
     print("\n\n".join(table(task, runs, args.against) for task, runs in ran.items()))
 

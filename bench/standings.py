@@ -13,21 +13,24 @@ from matplotlib.figure import Figure
 from scipy.stats import t as student
 
 Runs = dict[str, list[dict[str, Any]]]  # optimizer -> its runs on the fresh seeds, in the seeds' order
-TITLES = {"lm": "language model", "moe": "mixture of experts", "vit": "vision transformer on digits"}
+TITLES = {
+    name: f"language model, {parameters} million parameters"
+    for name, parameters in (("lm_100k", 0.11), ("lm_300k", 0.32), ("lm_600k", 0.58))
+}
+TITLES |= {"lm": "language model", "moe": "mixture of experts", "vit": "vision transformer on digits"}
 COLOURS, GREY = {"eta": "#d1602a", "zeta": "#0b6fb8"}, "#4a4a5a"
-HEAD = "| {} | state | lr, b1, b2 | held-out loss | less {}, seed by seed | steps to AdamW's | ms a step |"
+HEAD = "| {} | state | lr, AdamW's lr, weight decay, b1, b2 | loss | less {}, paired | steps to AdamW's | ms a step |"
 
 
 def table(task: str, runs: Runs, against: str) -> str:
     """Markdown: a row for each optimizer, the lowest loss first."""
     lines = [HEAD.format(TITLES[task], CONTENDERS[against][0]), "|---" * 7 + "|"]
     for name in ranked(runs):
-        own, adamw, other = runs[name], runs.get("adamw", []), runs.get(against, [])
+        own, adamw = runs[name], runs.get("adamw", [])
         r, n = own[0], len(own)
-        setting = f"{r['lr']:g}, {r['b1']:g}, {r['b2']:g}"
-        loss = show(*interval(losses(own))) + ("" if n == 5 else f" ({n} seeds)")
-        shared = differences(own[: len(other)], other[:n])  # on the seeds that both have
-        paired = show(*interval(shared), sign="+") if name != against and shared else ""
+        setting = ", ".join(f"{r[key]:g}" for key in ("lr", "adamw_lr", "weight_decay", "b1", "b2"))
+        loss = show(*interval(losses(own))) + ("" if n == 5 else f" ({n} seed{'s' * (n > 1)})")
+        paired = "" if name == against else less(own, runs.get(against, []))
         steps = f"{steps_to(own, adamw):.0f}" if name != "adamw" and adamw else ""
         cost = f"{mean(run['step_ms'] for run in own):.0f} ({mean(run['optimizer_ms'] for run in own):.0f})"
         cells = [CONTENDERS[name][0], f"{r['state']:.2f}", setting, loss, paired, steps.replace("inf", "never"), cost]
@@ -35,8 +38,15 @@ def table(task: str, runs: Runs, against: str) -> str:
     return "\n".join(lines)
 
 
+def less(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
+    """The mean difference with its interval, and whether that holds zero; nothing where no seed is shared."""
+    shared = differences(runs, others)
+    middle, half = interval(shared) if shared else (inf, inf)
+    return show(middle, half, "+") + ", no difference found" * (abs(middle) <= half < inf) if shared else ""
+
+
 def show(middle: float, half: float, sign: str = "") -> str:
-    return f"{middle:{sign}.4f} ± {half:.4f}" if middle < inf else "diverged"
+    return f"{middle:{sign}.4f} ± {half:.4f}".replace(" ± inf", "") if middle < inf else "diverged"
 
 
 def ranked(runs: Runs) -> list[str]:
@@ -44,15 +54,16 @@ def ranked(runs: Runs) -> list[str]:
 
 
 def losses(runs: list[dict[str, Any]]) -> list[float]:
-    """The held-out loss at the end of each run; inf where it diverged."""
-    return [inf if run["final"] is None else run["final"] for run in runs]
+    """The held-out loss at the end of each run, on the split for claims where there is one; inf where it diverged."""
+    ends = [run.get("claims", run["final"]) for run in runs]
+    return [inf if loss is None else loss for loss in ends]
 
 
 def differences(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[float]:
-    """Loss less the other's on the same seed: what first weights and batches have in common cancels."""
-    if [run["seed"] for run in runs] != [run["seed"] for run in others]:
-        raise ValueError("the runs are of different seeds: pair those of the same")
-    return [a - b if a < inf else inf for a, b in zip(losses(runs), losses(others), strict=True)]
+    """Loss less the other's on every seed that both have: what first weights and batches have in common cancels."""
+    other = dict(zip((run["seed"] for run in others), losses(others), strict=True))
+    pairs = [(loss, other[run["seed"]]) for run, loss in zip(runs, losses(runs), strict=True) if run["seed"] in other]
+    return [a - b if max(a, b) < inf else inf for a, b in pairs]
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -65,7 +76,9 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 def steps_to(runs: list[dict[str, Any]], adamw: list[dict[str, Any]]) -> float:
     """The mean step at which a run reaches AdamW's final loss on its seed, where it has one; inf if one never does."""
-    return mean(reached(run["curve"], loss) for run, loss in zip(runs, losses(adamw), strict=False))
+    ends = {run["seed"]: inf if run["final"] is None else run["final"] for run in adamw}
+    steps = [reached(run["curve"], ends[run["seed"]]) for run in runs if run["seed"] in ends]
+    return mean(steps) if steps else inf
 
 
 def reached(curve: list[list[Any]], loss: float) -> float:

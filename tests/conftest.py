@@ -205,8 +205,8 @@ CONDITION = 3.3e3  # of SOAP's factors: the largest eigenvalue over the smallest
 WIDER = {
     # An eigenvector turns by the decomposition's error, at most n roundings of the largest eigenvalue, over the gap.
     # Measured: 2.5e-4 here and up to 8e-4 in 25 draws; 1.1e-12 on another BLAS.
-    ("soap", "float32"): 12 * CONDITION * 2**-24,
-    ("soap", "float64"): 12 * CONDITION * 2**-53,
+    **{(name, "float32"): 12 * CONDITION * 2**-24 for name in ("soap", "soap 1")},
+    **{(name, "float64"): 12 * CONDITION * 2**-53 for name in ("soap", "soap 1")},
     # The sign of what is all but zero changes, and each that does is an error of two: measured up to 4e-2 and 8e-2.
     ("olion", "float16"): 0.06,
     ("olion", "bfloat16"): 0.1,

@@ -9,56 +9,99 @@ import killed_runs
 import pytest
 import torch
 
-from zeta import preconditioned
-from zeta.core import Hyper
-
 BENCH = Path(__file__).parent.parent / "bench"
 sys.path.append(str(BENCH))  # whose files import one another by name
-contenders, convergence, standings = map(import_module, ("contenders", "convergence", "standings"))
-main, needed, read, search, start_of = (
-    getattr(convergence, name) for name in ("main", "needed", "read", "search", "start_of")
+contenders, convergence, standings, tasks = map(import_module, ("contenders", "convergence", "standings", "tasks"))
+main, needed, outcomes, read, search, start_of = (
+    getattr(convergence, name) for name in ("main", "needed", "outcomes", "read", "search", "start_of")
 )
-CONTENDERS, Setting = contenders.CONTENDERS, contenders.Setting
+CONTENDERS, Setting, SEARCHED = contenders.CONTENDERS, contenders.Setting, contenders.SEARCHED
 
 
-def bowl(lr, b1, b2):
-    """A loss whose lowest setting is known; lr at log2(lr / 16e-3)."""
-    return lambda s: (log2(s.lr / 16e-3) - lr) ** 2 + 30 * (s.b1 - b1) ** 2 + 3 * (s.b2 - b2) ** 2
+def away(s):
+    """Where a setting lies in units of the grid: (lr, adamw_lr, b1, weight_decay), zero at the search's start."""
+    base = start_of("vit", s.optimizer)
+    there = (s.lr / base.lr, s.adamw_lr / base.adamw_lr, (1 - s.b1) / (1 - base.b1), s.weight_decay / base.weight_decay)
+    return [round(log2(factor)) for factor in there]
 
 
-def played(loss, optimizer="zeta", known=None):
-    """All runs that search and fresh seeds ask for, where a run's outcome is `loss`."""
-    known, start = dict(known or {}), start_of("lm", optimizer, None)
-    while missing := needed(known, start):
+def bowl(*lowest):
+    """A loss whose lowest setting is known, whose axes lean on one another."""
+
+    def loss(s):
+        x = [a - b for a, b in zip(away(s), lowest, strict=True)]
+        return sum(a * a for a in x) + 0.9 * x[0] * x[1] - 0.5 * x[1] * x[2] + s.seed / 1e4
+
+    return loss
+
+
+def played(loss, names=("zeta",), asked=("vit",), known=None):
+    """All runs that are asked for, where a run's outcome is `loss`."""
+    known = dict(known or {})
+    while missing := needed(known, asked, names):
         known |= {s: {"final": loss(s), **s._asdict()} for s in missing[:2]}
     return known
 
 
-@pytest.mark.parametrize("lr, b1, b2", [(0, 0.8, 0.99), (2, 0.6, 0.95), (-3, 0.95, 0.99), (1, 0.5, 0.95)])
-def test_the_search_finds_the_lowest_setting_and_stops(lr, b1, b2):
-    known = played(bowl(lr, b1, b2))
-    best, missing = search(known, start_of("lm", "zeta", None))
-    assert not missing and (log2(best.lr / 16e-3), best.b1, best.b2) == (lr, b1, b2)
-    assert len(known) <= 8 + 6 + 1 + 10
-    other, _ = search(played(bowl(-lr - 1, b1, b2)), best._replace(lr=16e-3, b1=0.7, b2=0.99))
-    assert other.lr != best.lr
+@pytest.mark.parametrize("lowest", [(0, 0, 0, 0), (2, -2, 1, 0), (-3, 1, -2, 3), (1, 2, 1, -2)])
+@pytest.mark.parametrize("name", ["zeta", "adamw"])
+def test_the_search_ends_where_no_neighbour_is_better(name, lowest):
+    loss = bowl(*lowest)
+    known = played(loss, [name])
+    best, missing = search(known, start_of("vit", name))
+    assert not missing and tuple(away(best)) == lowest
+    near = [s for axis in convergence.AXES for s in convergence.beside(best, axis)]
+    assert len(near) == 8 and all(known[s]["final"] > known[best]["final"] for s in near)
+    assert len(known) <= 9 + 5 + 5 * sum(map(abs, lowest))
+    assert {s.seed for s in known} == {SEARCHED, *range(5)}
 
 
-def test_the_search_stays_on_its_grid_and_away_from_what_diverged():
-    best, _ = search(played(bowl(9, 0.8, 0.99)), start_of("lm", "zeta", None))
-    assert best.lr == 8e-3 * 2**3
-    cliff = played(lambda s: None if s.lr > 0.02 else bowl(9, 0.8, 0.99)(s))
-    best, _ = search(cliff, start_of("lm", "zeta", None))
-    assert best.lr == 8e-3 * 2 and convergence.final(cliff, best) < inf
+def test_axes_end_where_nothing_changes_any_more():
+    s = start_of("vit", "zeta")
+    assert [t.weight_decay for t in convergence.beside(s._replace(weight_decay=0.0125), "weight_decay")] == [0.025]
+    assert [t.b1 for t in convergence.beside(s._replace(b1=0.2), "b1")] == [0.6]
+    assert [t.b1 for t in convergence.beside(s._replace(b1=0.9875), "b1")] == [0.975]
+
+
+def test_the_search_stays_away_from_what_diverged():
+    cliff = played(lambda s: None if s.lr > 0.04 else bowl(9, 0, 0, 0)(s))
+    best, _ = search(cliff, start_of("vit", "zeta"))
+    assert best.lr == 0.032 and convergence.final(cliff, best) < inf
 
 
 def test_what_is_known_is_not_run_again_and_the_end_is_the_same():
-    loss = bowl(1, 0.7, 0.95)
+    loss = bowl(1, -1, 1, 0)
     whole = played(loss)
     for kept in range(0, len(whole), 3):
         assert played(loss, known=dict(list(whole.items())[:kept])) == whole
-    assert {s.seed for s in whole} == {convergence.SEARCHED, *range(10)}
-    assert len({s for s in played(loss, "muon") if s.b2 != 0.99}) == 0  # which has no b2
+
+
+def test_a_size_begins_where_the_one_below_ended_and_the_largest_takes_that():
+    small, middle, large = tasks.SIZES
+
+    def loss(s):
+        return bowl(2, 1, 0, 1)(s) if s.task == small else bowl(1, 1, -1, 1)(s)
+
+    known = played(loss, ["eta", "adamw"], list(tasks.SIZES))
+    searched = {task: [s for s in known if s.task == task and s.seed == SEARCHED] for task in tasks.SIZES}
+    assert next(away(s) for s in searched[middle] if s.optimizer == "eta") == [2, 1, 0, 1]
+    assert not searched[large] and len(searched[middle]) < len(searched[small])
+    ran = {s.optimizer: away(s) for s in known if s.task == large}
+    assert ran == {"eta": [1, 1, -1, 1], "adamw": [1, 1, -1, 1]}
+    assert list(outcomes(known)) == list(tasks.SIZES)
+    order = [s.task for s in known]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize("name", tasks.SIZES)
+def test_a_size_sees_ten_bytes_a_parameter_and_holds_two_splits_out(name):
+    task, (_, steps) = tasks.TASKS[name][0](), tasks.TASKS[name]
+    parameters = sum(p.numel() for p in task.model(0).parameters())
+    assert 10 <= steps * task.tokens / parameters < 10.1 and task.tokens == 2048
+    search, claims = (torch.cat([rows for (rows,) in part]) for part in (task.search, task.claims))
+    assert claims[:, 1:].numel() > 60_000 and search.shape == claims.shape
+    seen = {bytes(row.tolist()) for row in search}
+    assert not seen.intersection(bytes(row.tolist()) for row in claims)
 
 
 def test_interval_is_student_s():
@@ -81,18 +124,18 @@ def test_differences_are_of_one_seed():
     a, b = ([{"seed": i, "final": x} for i, x in enumerate(finals)] for finals in ((1.0, 2.0, 3.0), (0.9, 1.9, 2.9)))
     assert standings.interval(standings.differences(a, b)) == pytest.approx((0.1, 0), abs=1e-9)
     assert standings.interval(standings.losses(a))[1] > 2  # unpaired, the seeds' spread would hide it
-    with pytest.raises(ValueError, match="different seeds"):
-        standings.differences(a, b[::-1])
+    assert standings.differences(a, b[:0:-1]) == pytest.approx([0.1, 0.1]) and standings.differences(a, []) == []
+    assert standings.losses([{"final": 1.0, "claims": 2.0}]) == [2]  # where a split is for claims, they are made on it
 
 
 def test_the_table_compares_on_the_seeds_that_both_have():
     def runs(loss, seeds):
-        cost = dict(lr=1.0, b1=0.9, b2=0.99, state=1.0, step_ms=2.0, optimizer_ms=1.0)
+        cost = dict(lr=1.0, adamw_lr=1.0, weight_decay=0.1, b1=0.9, b2=0.99, state=1.0, step_ms=2.0, optimizer_ms=1.0)
         return [cost | {"seed": i, "final": loss + i / 1000, "curve": [[10, loss + i / 1000]]} for i in range(seeds)]
 
-    tasks = {"eta": runs(1.0, 10), "muon": runs(1.5, 5), "signum": runs(1.75, 3), "adamw": runs(2.0, 5)}
+    lm = {"eta": runs(1.0, 10), "muon": runs(1.5, 5), "signum": runs(1.75, 3), "adamw": runs(2.0, 5)}
     for against, want in (("eta", ("", "+0.5", "+0.75", "+1.0")), ("muon", ("-0.5", "", "+0.25", "+0.5"))):
-        rows = [line.split(" | ") for line in standings.table("lm", tasks, against).splitlines()[2:]]
+        rows = [line.split(" | ") for line in standings.table("lm", lm, against).splitlines()[2:]]
         assert all(row[4].startswith(less) and bool(row[4]) == bool(less) for row, less in zip(rows, want, strict=True))
         assert [row[5] for row in rows] == ["10", "10", "10", ""]
 
@@ -112,35 +155,26 @@ def test_the_picture_has_all_tasks_and_leaves_out_the_far_off(tmp_path, monkeypa
     assert kept[0].legends[0].get_texts()[0].get_text() == "one seed"
 
 
-@pytest.mark.parametrize("name", ["soap", "shampoo"])
-def test_bases_made_anew_in_every_step_are_the_family_s(name, monkeypatch):
-    generator = torch.Generator().manual_seed(0)
-    grads = [torch.randn(3, 5, 8, generator=generator, dtype=torch.float64) for _ in range(14)]
-
-    def path(rule):
-        w, state = torch.zeros_like(grads[0]), rule.init(grads[0])
-        for g in grads:
-            w, state = rule.update(g, state, w, Hyper(lr=0.1))
-        return w
-
-    want = path(getattr(preconditioned, name))
-    seldom = path(CONTENDERS[name][1])
-    monkeypatch.setattr(contenders, "EVERY", 1)
-    torch.testing.assert_close(path(CONTENDERS[name][1]), want)
-    assert 1e-2 < torch.linalg.norm(seldom - want) / torch.linalg.norm(want) < 1
-
-
 def test_a_run_learns_and_depends_on_its_setting_alone():
-    task = convergence.TASKS["vit"][0]()
-    before = contenders.held_out(task.model(0), task)
+    task = tasks.TASKS["vit"][0]()
+    before = contenders.held_out(task.model(0), task.search)
     for name, state in {"adamw": 2, "zeta": 2, "eta": 1, "soap": 6, "shampoo": 5}.items():
-        s = Setting("vit", name, 4e-3, 0.8, 0.99, 0, 6)
-        result = contenders.train(s, task, every=6)
+        s = start_of("vit", name, 6)._replace(lr=4e-3, adamw_lr=4e-3, seed=0)
+        result = contenders.train(s, task)
         assert result["final"] < before - 1e-3, name
         assert state <= result["state"] < state + 1 and result["step_ms"] >= result["optimizer_ms"] > 0
-    assert contenders.train(s, task, every=6)["curve"] == result["curve"]
-    assert contenders.train(s._replace(seed=1), task, every=6)["curve"] != result["curve"]
-    assert contenders.train(s._replace(lr=1e30), task, every=6)["final"] is None
+    assert contenders.train(s, task)["curve"] == result["curve"] and len(result["curve"]) == 6
+    for other in ({"seed": 1}, {"adamw_lr": 8e-3}, {"weight_decay": 1.0}, {"b1": 0.6}):
+        assert contenders.train(s._replace(**other), task)["curve"] != result["curve"], other
+    assert contenders.train(s._replace(lr=1e30), task)["final"] is None
+
+
+def test_claims_are_for_fresh_seeds_alone():
+    task = tasks.TASKS["vit"][0]()
+    task = task._replace(claims=[tuple(x[:50] for x in batch) for batch in task.search])
+    results = [contenders.train(start_of("vit", "eta", 2)._replace(seed=seed), task) for seed in (SEARCHED, 0)]
+    assert "claims" not in results[0] and len(results[0]["curve"]) == 1
+    assert results[1]["claims"] not in (None, results[1]["final"])
 
 
 def test_a_killed_run_goes_on(tmp_path, capsys, monkeypatch):
@@ -152,17 +186,18 @@ def test_a_killed_run_goes_on(tmp_path, capsys, monkeypatch):
     with out.open("a") as file:
         file.write('{"task": "vit", "opt')  # as a kill while writing leaves it
     assert len(before) == 4 and read(out) == before
-    with pytest.raises(SystemExit, match="no optimizer is finished"):
+    with pytest.raises(SystemExit, match="no fresh seed"):
         main(["table", *flags])
 
     main(["run", *flags])
-    lines, found = out.read_text().splitlines(), read(out)
-    assert len(lines) == len(found) and list(found.items())[: len(before)] == list(before.items())
-    runs = convergence.outcomes(found, [start_of("vit", "adamw", 2)])["vit"]["adamw"]
+    lines, known = out.read_text().splitlines(), read(out)
+    assert len(lines) == len(known) and list(known.items())[: len(before)] == list(before.items())
+    assert all({"commit", "cpu", "tokens_per_parameter", "seconds"} <= set(line) for line in known.values())
+    runs = outcomes(known)["vit"]["adamw"]
     assert [r["seed"] for r in runs] == list(range(5)) and len({r["final"] for r in runs}) == 5
     capsys.readouterr()
     main(["run", *flags])
-    assert not capsys.readouterr().out and read(out) == found
+    assert not capsys.readouterr().out and read(out) == known
 
     main(["table", *flags, "--against", "adamw"])
     rows = capsys.readouterr().out.splitlines()
@@ -171,12 +206,25 @@ def test_a_killed_run_goes_on(tmp_path, capsys, monkeypatch):
     assert out.with_suffix(".png").stat().st_size > 10_000
 
 
+def test_the_picture_of_sizes_is_drawn_of_what_there_is(tmp_path):
+    def lines(task, name, loss, seeds):
+        s, size = start_of(task, name), tasks.SIZES[task]
+        cost = {"parameters": 1000 * size.width, "tokens_per_parameter": 10.0, "seconds": 30.0}
+        curve = [[1, 2.0], [2, loss]]
+        return {s._replace(seed=i): {"final": loss, "curve": curve, "seed": i} | cost for i in seeds}
+
+    small, middle, _ = tasks.SIZES
+    known = lines(small, "eta", 1.5, range(5)) | lines(small, "muon", 1.51, range(3)) | lines(middle, "soap", 1.4, [0])
+    known |= lines(middle, "muon", None, [0])
+    import_module("figures").draw(outcomes(known), tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
 def test_the_readme_says_what_the_runs_show():
     readme = " ".join((BENCH.parent / "README.md").read_text().split())
-    starts = [start_of(task, name, None) for task, name in convergence.ORDER]
-    tasks = convergence.outcomes(read(BENCH / "convergence.jsonl"), starts)
+    old = outcomes(read(BENCH / "convergence.jsonl"))
     for name in ("zeta", "eta"):
-        factors = [runs[name][0]["lr"] / runs["adamw"][0]["lr"] for runs in map(tasks.get, ("lm", "moe", "vit"))]
+        factors = [runs[name][0]["lr"] / runs["adamw"][0]["lr"] for runs in map(old.get, ("lm", "moe", "vit"))]
         assert (
             "the best `lr` of Zeta, and of Eta, was {:g}, {:g} and {:g} times AdamW's best".format(*factors) in readme
         )
@@ -190,7 +238,7 @@ def test_the_readme_says_what_the_runs_show():
         ("vit", "zeta_nesterov", "and stays behind on the digits ({})"),
         ("lm", "eta_plain", "Eta with plain momentum does not separate from Eta either ({})"),
     ]:
-        runs, eta = tasks[task][name], tasks[task]["eta"]
-        middle, half = standings.interval(standings.differences(runs, eta[: len(runs)]))
+        runs, eta = old[task][name], old[task]["eta"]
+        middle, half = standings.interval(standings.differences(runs, eta))
         assert claim.format(f"{middle:.3f} ± {half:.3f}") in readme
         assert (middle - half > 0) == ("behind" in claim)

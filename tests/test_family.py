@@ -15,6 +15,10 @@ from zeta.parity.targets import numpy_target
 from zeta.stages import rank_one
 
 RULES = {name: rule for name, rule in {**vars(family), **vars(preconditioned)}.items() if isinstance(rule, Rule)} | {
+    "shampoo": preconditioned.shampoo(),
+    "shampoo 1": preconditioned.shampoo(1),
+    "soap": preconditioned.soap(),
+    "soap 1": preconditioned.soap(1),
     "adago": family.adago(),
     "dion2": family.dion2(),
     **{f"schattor {p}": preconditioned.schattor(p) for p in (1, 1.5, 2, 4, inf)},
@@ -62,7 +66,7 @@ def oracle(name, kind):
 
 def kinds(name):
     """SOAP's eigenvectors are unique only where its factors are regular from the first step on."""
-    return SHAPES if name != "soap" else ["square"]
+    return SHAPES if not name.startswith("soap") else ["square"]
 
 
 @by_rule
@@ -89,16 +93,16 @@ def test_soaps_bounds_are_its_conditioning():
     param, grads = draw(SHAPES["square"])
     conditions, errors, rng = [], [], np.random.default_rng(0)
     for count in range(1, len(grads)):
-        _, state = steps(preconditioned.soap, param, grads[:count])
+        _, state = steps(preconditioned.soap(1), param, grads[:count])
         for factor in (state["left"], state["right"]):
             values = np.linalg.eigvalsh(factor)
             conditions.append(np.max(values[:, -1] / np.diff(values).min(-1)))
     assert max(conditions) == pytest.approx(CONDITION, rel=0.02)
     for _ in range(5):
         rows, cols = rng.permutation(12)[:, None], rng.permutation(12)
-        got, _ = steps(preconditioned.soap, param[:, rows, cols], grads[:, :, rows, cols])
-        errors.append(relative_error(got, oracle("soap", "square")[:, rows, cols], param[:, rows, cols]))
-    assert TOLERANCE["float64"].step / 10 < max(errors) < bound("soap", "float64")
+        got, _ = steps(preconditioned.soap(1), param[:, rows, cols], grads[:, :, rows, cols])
+        errors.append(relative_error(got, oracle("soap 1", "square")[:, rows, cols], param[:, rows, cols]))
+    assert TOLERANCE["float64"].step / 10 < max(errors) < bound("soap 1", "float64")
 
 
 @by_rule
@@ -164,7 +168,9 @@ def test_a_stack_is_its_matrices(name):
     assert_close(got[1, 2], alone, 1e-10, param[1, 2])
 
 
-@pytest.mark.parametrize("name", sorted(RULES.keys() - {"soap", "adago", "dion2"} - {n for n in RULES if "_reg" in n}))
+@pytest.mark.parametrize(
+    "name", sorted(RULES.keys() - {"soap", "soap 1", "adago", "dion2"} - {n for n in RULES if "_reg" in n})
+)
 def test_an_entry_moves_by_a_fifth_of_the_rate(name):
     """RMS: exactly where the rule scales to it, nearly where singular values are near one, less in a ball."""
     _, grads = draw((12, 20), 1)
@@ -245,7 +251,7 @@ class TestPreconditioned:
     def test_shampoos_first_step_is_the_polar_factor(self, shape):
         g = draw(shape, 1)[1][0]
         a, _, b = np.linalg.svd(g, full_matrices=False)
-        assert_close(direction(preconditioned.shampoo, g), 0.2 * np.sqrt(max(shape)) * a @ b, 1e-6)
+        assert_close(direction(preconditioned.shampoo(), g), 0.2 * np.sqrt(max(shape)) * a @ b, 1e-6)
 
     def test_power_is_that_of_the_eigenvalues(self):
         a = self.grad @ self.grad.T
@@ -256,7 +262,7 @@ class TestPreconditioned:
         assert_close(preconditioned.power(np.diag([0.0, 1, 16]), 1 / 4), np.diag([2 * 1e-6**0.25, 1, 2]), 1e-12)
 
     def test_soap_gathers_before_it_moves(self):
-        assert not direction(preconditioned.soap, self.grad).any()
+        assert not direction(preconditioned.soap(), self.grad).any()
 
     def test_soap_between_coordinates_is_adam(self):
         """Diagonal factors have the coordinates as eigenvectors; the control is a factor that has not."""
@@ -265,11 +271,11 @@ class TestPreconditioned:
         turned = {"left": self.grad @ self.grad.T, "right": np.eye(12)}
         adam, adam_state = np.zeros((12, 12)), adamw.init(self.grad)
         for factors, same in ((axes, True), (turned, False)):
-            w, state = np.zeros((12, 12)), preconditioned.soap.init(self.grad)
+            w, state = np.zeros((12, 12)), preconditioned.soap().init(self.grad)
             state["steps"] = state["steps"] + 1
             adam, adam_state = np.zeros((12, 12)), adamw.init(self.grad)
             for g in grads:
-                w, state = preconditioned.soap.update(g, state | factors, w, HYPER)
+                w, state = preconditioned.soap().update(g, state | factors, w, HYPER)
                 adam, adam_state = adamw.update(g, adam_state, adam, HYPER)
             assert (relative_error(w, adam) < 1e-12) == same
 
@@ -334,10 +340,41 @@ class TestClosedForms:
 
     def test_soap_waits_for_a_gradient(self):
         grad = draw((12, 12), 1)[1][0]
-        state = family_state = preconditioned.soap.init(grad)
+        state = family_state = preconditioned.soap().init(grad)
         for _ in range(3):
-            _, state = preconditioned.soap.update(np.zeros_like(grad), state, grad, LR)
-        assert (direction(preconditioned.soap, grad, state) == direction(preconditioned.soap, grad, family_state)).all()
+            _, state = preconditioned.soap().update(np.zeros_like(grad), state, grad, LR)
+        assert (
+            direction(preconditioned.soap(), grad, state) == direction(preconditioned.soap(), grad, family_state)
+        ).all()
+
+    @pytest.mark.parametrize("make", [preconditioned.soap, preconditioned.shampoo])
+    def test_a_matrix_decomposes_when_it_is_due_whatever_else_is_in_its_stack(self, make):
+        """The second begins three steps after the first; decomposing in every step is something else (the control)."""
+        param, grads = draw((2, 12, 12), 12)
+        grads[:3, 1] = 0
+        both, state = steps(make(4), param, grads, LR)
+        for i in (0, 1):
+            alone, _ = steps(make(4), param[i], grads[:, i], LR)
+            assert_close(both[i], alone, 1e-12, param[i])
+            assert relative_error(steps(make(1), param[i], grads[:, i], LR)[0], alone, param[i]) > 1e-2
+        assert state["steps"].ravel().tolist() == [12, 9]
+
+    @pytest.mark.parametrize("name", ["soap 1", "shampoo 1"])
+    def test_a_state_without_what_was_decomposed_decomposes_anew(self, name):
+        """As one saved when every step did: with zeros in place of the last, nothing changes."""
+        param, grads = draw((12, 12))
+        w, state = steps(RULES[name], param, grads[:5])
+        kept = [key for key in state if key.endswith(("_basis", "_root"))]
+        for rule in (RULES[name], RULES[name.split()[0]]):
+            before = state | {key: 0 * state[key] for key in kept}
+            after, _ = rule.update(grads[5], before, w, HYPER, spectral_polynomial)
+            assert_close(after, steps(RULES[name], param, grads[:6])[0], 1e-12, w)
+
+    @pytest.mark.parametrize("make", [preconditioned.soap, preconditioned.shampoo])
+    @pytest.mark.parametrize("every", [0, -1, 2.5, "10", None])
+    def test_a_frequency_is_a_number_of_steps(self, make, every):
+        with pytest.raises(ValueError, match="precondition_frequency is"):
+            make(every)
 
     def test_normuon_evens_out_the_rows(self):
         u = direction(family.normuon, draw((12, 20), 1)[1][0])

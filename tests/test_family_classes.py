@@ -11,7 +11,7 @@ import zeta
 from zeta import adamw, family, preconditioned
 from zeta.parity.checks import TOLERANCE, assert_close, relative_error, spectral_polynomial
 from zeta.routing.layout import Route
-from zeta.storage import WRITERS, writers
+from zeta.storage import WRITERS, lacked, writers
 
 RULES = {
     "Zeta": family.zeta,
@@ -21,8 +21,8 @@ RULES = {
     "NorMuon": family.normuon,
     "Eta": family.eta,
     "OLion": family.olion,
-    "Shampoo": preconditioned.shampoo,
-    "SOAP": preconditioned.soap,
+    "Shampoo": preconditioned.shampoo(),
+    "SOAP": preconditioned.soap(),
     "Schattor": preconditioned.schattor(),
     "AdaGO": family.adago(),
     "Dion2": family.dion2(),
@@ -61,6 +61,8 @@ def test_messages_know_which_optimizer_keeps_what():
     keys["AdamW"] = adamw.init(PARAMS["norm.weight"])
     names = {kind: [name for k, name in WRITERS.items() if kind in re.findall(r"\w+", name)] for kind in keys}
     names["Muon"].remove("torch.optim's SGD or Muon")
+    for kind, former in (("Shampoo", "exp_avg left right"), ("SOAP", "exp_avg exp_avg_sq left right steps")):
+        assert names[kind].pop(0) == kind and lacked(former.split()) == keys[kind].keys() - set(former.split())
     assert names == {kind: [writers([*kept, "remainder"])] for kind, kept in keys.items()}
     assert writers([]) == writers(["exp_avg", "max_exp_avg_sq"]) == "an optimizer unknown here"
 
@@ -131,7 +133,7 @@ def run(new_run, kind, grads=GRADS, dtype="float32", **options):
 
 
 def errors(kind, got):
-    """{parameter: its relative error}; of SOAP's fused layer only the square piece: see zeta.preconditioned.soap."""
+    """{parameter: its relative error}; of SOAP's fused layer only the square piece: see zeta.preconditioned.soap()."""
     want, rows = expected(kind), {"qkv.weight": slice(0, 12)} if kind == "SOAP" else {}
     parts = {name: rows.get(name, slice(None)) for name in PARAMS}
     return {name: relative_error(got[name][part], want[name][part], PARAMS[name][part]) for name, part in parts.items()}
@@ -217,6 +219,7 @@ def test_another_optimizers_state_is_refused(new_run, kind, other, tmp_path):
         ("Schattor", {"p": 0.5}, "p is 0.5"),
         ("Dion2", {"fraction": 2.0}, "fraction is 2.0"),
         ("AdaGO", {"gamma": 0}, "gamma is 0"),
+        ("SOAP", {"precondition_frequency": 0}, "precondition_frequency is 0"),
         ("Muon", {"lr": -1.0}, "lr"),
     ],
 )
@@ -246,6 +249,8 @@ def test_what_runs_no_newton_schulz_takes_no_options_of_it(new_run, kind, settin
         ("Schattor", {"p": 2.0}, preconditioned.schattor(2.0)),
         ("Dion2", {"fraction": 0.5}, family.dion2(0.5)),
         ("AdaGO", {"gamma": 2.0, "floor": 0.1}, family.adago(2.0, 0.1)),
+        ("SOAP", {"precondition_frequency": 2}, preconditioned.soap(2)),
+        ("Shampoo", {"precondition_frequency": 2}, preconditioned.shampoo(2)),
     ],
 )
 def test_settings_reach_the_rule(new_run, kind, setting, rule):

@@ -159,17 +159,19 @@ class TestPytorchOptimizer:
     def test_shampoo_sums_and_has_no_scale(self, shape):
         """The average of all factors so far is their sum but for a number: b2 = 1 - 1 / t. Without momentum."""
         got = changes(self.steps("Shampoo", shape, muon=False, matrix_eps=1e-14), shape)
-        want = changes(ours(preconditioned.shampoo, shape, lambda t: zeta.Hyper(LR, (0.0, 1 - 1 / t), EPS, 0)), shape)
+        want = changes(
+            ours(preconditioned.shampoo(1), shape, lambda t: zeta.Hyper(LR, (0.0, 1 - 1 / t), EPS, 0)), shape
+        )
         unit = [x / np.linalg.norm(x, axis=(-2, -1), keepdims=True) for x in (got, want)]
         assert_close(unit[0], unit[1], 1e-6)
-        last = changes(ours(preconditioned.shampoo, shape, zeta.Hyper(LR, (0.0, 0.5), EPS, 0)), shape)
+        last = changes(ours(preconditioned.shampoo(1), shape, zeta.Hyper(LR, (0.0, 0.5), EPS, 0)), shape)
         assert relative_error(unit[0], last / np.linalg.norm(last, axis=(-2, -1), keepdims=True)) > 0.01
 
     @pytest.mark.parametrize("shape", [(12, 12), (16, 16)])
     def test_soap_until_its_basis_turns(self, shape):
         """Ours has exact eigenvectors in every step, the peer's follow by power iteration; here neither turns."""
         got = self.steps("SOAP", shape, muon=False, betas=BETAS, weight_decay=0.0, eps=EPS, precondition_frequency=99)
-        agree(got, preconditioned.soap, shape, 1e-9, weight_decay=0, keep=("left", "right"))
+        agree(got, preconditioned.soap(), shape, 1e-9, weight_decay=0, keep=("left", "right"))
 
 
 class TestHeavyball:
@@ -182,7 +184,7 @@ class TestHeavyball:
         options = {"betas": BETAS, "shampoo_beta": 0.99, "eps": EPS, "weight_decay": 0.0, "merge_dims": False}
         make = partial(self.peer.SOAP, lr=LR, precondition_frequency=99, **options)
         got = torch_steps(self.torch, lambda p: make([p]), (12, 12))
-        agree(got, preconditioned.soap, (12, 12), 1e-6, weight_decay=0, keep=("left", "right"))
+        agree(got, preconditioned.soap(), (12, 12), 1e-6, weight_decay=0, keep=("left", "right"))
 
     @both_ways
     def test_muon_adds_the_gradient_to_the_average_has_other_coefficients_and_scale(self, shape):

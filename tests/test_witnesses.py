@@ -50,7 +50,7 @@ class Torch:
 
         tensors = {n: p if isinstance(p, torch.Tensor) else torch.tensor(p) for n, p in params.items()}
         self.params = {n: torch.nn.Parameter(t.to(getattr(torch, dtype_of(n)))) for n, t in tensors.items()}
-        options |= {} if kind == "Shampoo" else {"ns_dtype": torch.float32}
+        options |= {"precondition_frequency": 1} if kind == "Shampoo" else {"ns_dtype": torch.float32}
         options = {"decay_vectors": True} | options  # as all were then; a state_dict says so itself
         group = {"params": list(self.params.items()), "routes": [tuple(ROUTES[n]) for n in self.params]}
         self.optimizer = getattr(backend, kind)([group], lr=0.02, **options)
@@ -78,7 +78,7 @@ class Mlx:
         from zeta.backends import mlx as backend
 
         self.params = tree_unflatten([(n, mx.array(p).astype(getattr(mx, dtype_of(n)))) for n, p in params.items()])
-        options = {} if kind == "Shampoo" else {"ns_dtype": mx.float32}
+        options = {"precondition_frequency": 1} if kind == "Shampoo" else {"ns_dtype": mx.float32}
         options |= {"decay_vectors": True}  # as all were then
         self.optimizer = getattr(backend, kind)(0.02, routes=ROUTES, **options)
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from zeta.storage import writers
+from zeta.storage import lacked, writers
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -46,7 +46,7 @@ def check_state(saved: Shapes, model: Collection[str], needs: Mapping[str, tuple
             states.setdefault(parameter_of(full, model), {})[full.split(".", 2)[1]] = shape
     for name, state in states.items():
         optimizer, needed = needs.get(name, ("", state))
-        if state == needed:
+        if state == {key: shape for key, shape in needed.items() if key not in lacked(state)}:
             continue
         cause = f"the checkpoint's state of {name} is {state}, but {optimizer} keeps {needed}: "
         if state.keys() == needed.keys():

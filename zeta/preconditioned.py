@@ -1,54 +1,109 @@
 """The optimizers that decompose matrices: Shampoo and SOAP into eigenvectors, Schattor into singular values.
 
-Rules as in `zeta.family`; Shampoo's and SOAP's are not cut in two. Their decompositions run in the state's own
-precision, on MLX on its CPU alone. Beside a Mac's GPU those of large layers may run into Metal's timeout
+Rules as in `zeta.family`; Shampoo's and SOAP's are not cut in two. Whether a step of theirs decomposes is read from the
+state, for which a GPU is waited for and `mx.compile` is not to be had. Decompositions run in the state's own precision,
+on MLX on its CPU alone. Beside a Mac's GPU those of large layers may run into Metal's timeout
 (ml-explore/mlx issues 2827 and 3583; we have not tried it): make the CPU the default device, or take Muon.
 """
 
+from collections.abc import Callable
 from math import inf, nan, sqrt
 
 from array_api_compat import array_namespace
 
 from zeta.core import Array, Hyper, Orthogonalize, Rule, Stages, State, Step
 from zeta.family import MOMENTUM, averaged, rule, uncut
-from zeta.stages import ema, entries, left, nonzero, nonzero_count, one, right, to_rms, whiten
+from zeta.stages import ema, entries, frobenius, left, nonzero, nonzero_count, one, right, to_rms, whiten
 
 FLOOR = 1e-6  # of the largest eigenvalue or singular value: what is smaller is rounding in float32
 
 
-@uncut(exp_avg=entries, left=left, right=right, orthogonalizes=False)
-def shampoo(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
+def shampoo(precondition_frequency: int = 10) -> Rule:
     """Shampoo (arXiv 1802.09568), with momentum, and averages over b2 in place of its sums.
 
-    b1 is the plain momentum's; eps does nothing. u has an RMS of 0.2. Our best lr was twice AdamW's.
+    The factors' roots are new in every `precondition_frequency`-th step, the first among them. b1 is the plain
+    momentum's; eps does nothing. u has an RMS of 0.2. Our best lr was twice AdamW's.
     """
-    b1, b2 = hyper.betas
-    m = ema(state["exp_avg"], g, b1)
-    a = ema(state["left"], g @ g.mT, b2)
-    b = ema(state["right"], g.mT @ g, b2)
-    u = power(a, -1 / 4) @ m @ power(b, -1 / 4)
-    return to_rms(u), {"exp_avg": m, "left": a, "right": b}
+    check_frequency(precondition_frequency)
+
+    @uncut(False, exp_avg=entries, left=left, right=right, left_root=left, right_root=right, steps=one)
+    def shampoo(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
+        (b1, b2), n = hyper.betas, counted(state["steps"], g)
+        m = ema(state["exp_avg"], g, b1)
+        factors = ema(state["left"], g @ g.mT, b2), ema(state["right"], g.mT @ g, b2)
+        kept = state["left_root"], state["right_root"]
+        a, b = renewed((n - 1) % precondition_frequency == 0, lambda x: power(x, -1 / 4), factors, kept)
+        new = {"exp_avg": m, "left": factors[0], "right": factors[1], "left_root": a, "right_root": b}
+        return to_rms(a @ m @ b), new | {"steps": n}
+
+    return shampoo
 
 
-@uncut(exp_avg=entries, exp_avg_sq=entries, left=left, right=right, steps=one, orthogonalizes=False)
-def soap(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
+def soap(precondition_frequency: int = 10) -> Rule:
     """SOAP (arXiv 2409.11321): Adam between the eigenvectors of Shampoo's factors, which b2 averages; lr is Adam's.
 
     As published, the factors are those of the steps before, and the first step gathers only them. The eigenvectors are
-    new and exact in every step; published code turns the last ones by a step of power iteration. Those of (nearly)
-    equal eigenvalues are not unique: a wide or tall matrix, with a singular factor at first, steps otherwise on another
-    machine. b1 and b2 are Adam's, b2 the factors', too. Our best lr was 2, 2 and a quarter times AdamW's.
+    new in every `precondition_frequency`-th step, and exact; published code turns the last ones by a step of power
+    iteration. Those of (nearly) equal eigenvalues are not unique: a wide or tall matrix, with a singular factor at
+    first, steps otherwise on another machine. b1 and b2 are Adam's, b2 the factors', too.
+    Our best lr was 2, 2 and a quarter times AdamW's.
     """
-    b1, b2 = hyper.betas
-    xp, a, b = array_namespace(g), eigh(state["left"])[1], eigh(state["right"])[1]
-    begun = xp.astype(state["steps"] > 0, g.dtype)
-    t = nonzero(state["steps"])
-    m = ema(state["exp_avg"], begun * g, b1)
-    v = ema(state["exp_avg_sq"], begun * (a.mT @ g @ b) ** 2, b2)
-    u = a @ whiten(a.mT @ m @ b / (1 - b1**t), v / (1 - b2**t), hyper.eps) @ b.mT
-    factors = {"left": ema(state["left"], g @ g.mT, b2), "right": ema(state["right"], g.mT @ g, b2)}
-    steps = state["steps"] + xp.astype(begun + nonzero_count(g, (-2, -1)) > 0, g.dtype)  # from the first gradient on
-    return u, {"exp_avg": m, "exp_avg_sq": v, "steps": steps} | factors
+    check_frequency(precondition_frequency)
+
+    @uncut(
+        False,
+        exp_avg=entries,
+        exp_avg_sq=entries,
+        left=left,
+        right=right,
+        left_basis=left,
+        right_basis=right,
+        steps=one,
+    )
+    def soap(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
+        (b1, b2), n = hyper.betas, state["steps"]
+        kept = state["left_basis"], state["right_basis"]
+        a, b = renewed((n - 1) % precondition_frequency == 0, eigenvectors, (state["left"], state["right"]), kept)
+        begun = array_namespace(g).astype(n > 0, g.dtype)
+        m = ema(state["exp_avg"], begun * g, b1)
+        v = ema(state["exp_avg_sq"], begun * (a.mT @ g @ b) ** 2, b2)
+        t = nonzero(n)
+        u = a @ whiten(a.mT @ m @ b / (1 - b1**t), v / (1 - b2**t), hyper.eps) @ b.mT
+        factors = {"left": ema(state["left"], g @ g.mT, b2), "right": ema(state["right"], g.mT @ g, b2)}
+        new = {"exp_avg": m, "exp_avg_sq": v, "left_basis": a, "right_basis": b, "steps": counted(n, g)}
+        return u, new | factors
+
+    return soap
+
+
+def check_frequency(every: int) -> None:
+    if not (isinstance(every, int) and every >= 1):
+        raise ValueError(f"precondition_frequency is {every!r}, but must be a whole number of steps, at least 1")
+
+
+def renewed(
+    due: Array, decompose: Callable[[Array], Array], factors: tuple[Array, Array], kept: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """`decompose` of both factors where due (..., 1, 1) says so, and where nothing is kept yet; else what is kept.
+
+    A state without them is one that was saved when every step decomposed.
+    """
+    xp = array_namespace(due)
+    due = due | (frobenius(kept[0]) == 0)
+    if not bool(xp.any(due)):
+        return kept
+    left, right = (xp.where(due, decompose(factor), old) for factor, old in zip(factors, kept, strict=True))
+    return left, right
+
+
+def counted(steps: Array, g: Array) -> Array:
+    """steps (..., 1, 1) and one more, from a matrix's first gradient on."""
+    xp = array_namespace(g)
+    return steps + xp.astype((steps > 0) | (nonzero_count(g, (-2, -1)) > 0), steps.dtype)
+
+
+def eigenvectors(a: Array) -> Array:
+    return eigh(a)[1]
 
 
 def schattor(p: float = 4.0) -> Rule:

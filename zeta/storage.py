@@ -20,15 +20,27 @@ WRITERS = {  # of these arrays, all that are kept for a parameter
     "exp_avg row_sq": "NorMuon",
     "exp_avg left right": "Shampoo",
     "exp_avg exp_avg_sq left right steps": "SOAP",
+    "exp_avg left left_root right right_root steps": "Shampoo",
+    "exp_avg exp_avg_sq left left_basis right right_basis steps": "SOAP",
     "exp_avg norm_sq": "AdaGO",
     "exp_avg exp_avg_sq step": "AdamW",  # of torch, or ours for what is no matrix
     "momentum_buffer": "torch.optim's SGD or Muon",
 } | dict.fromkeys(("m", "v", "m v"), "one of mlx.optimizers")
+# What states of those arrays lacked when every step decomposed: zeros stand for it (`zeta.preconditioned.renewed`).
+LACKED = {
+    "exp_avg left right": {"left_root", "right_root", "steps"},
+    "exp_avg exp_avg_sq left right steps": {"left_basis", "right_basis"},
+}
 
 
 def writers(keys: Iterable[str]) -> str:
     """Which optimizers keep just these arrays for a parameter, for a message to name them."""
-    return WRITERS.get(" ".join(sorted({*keys} - {"remainder"})), "an optimizer unknown here")
+    return WRITERS.get(_key(keys), "an optimizer unknown here")
+
+
+def lacked(keys: Iterable[str]) -> set[str]:
+    """What a state of these arrays, all that are kept for a parameter, may lack."""
+    return LACKED.get(_key(keys), set())
 
 
 def stored(keeps: Keeps, route: Route, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -55,6 +67,10 @@ def viewed(kept: Shape, view: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of what is kept for a stack (count, rows, cols)."""
     count, rows, cols = view
     return count, *kept(rows, cols)
+
+
+def _key(keys: Iterable[str]) -> str:
+    return " ".join(sorted({*keys} - {"remainder"}))
 
 
 def _sizes(kept: Shape, route: Route) -> list[int]:

@@ -34,11 +34,13 @@ class OLion(Zeta):
 
 
 class Shampoo(Zeta):
-    rule = preconditioned.shampoo
+    make = staticmethod(preconditioned.shampoo)
+    rule = make()
 
 
 class SOAP(Zeta):
-    rule = preconditioned.soap
+    make = staticmethod(preconditioned.soap)
+    rule = make()
 
 
 class Schattor(Zeta):

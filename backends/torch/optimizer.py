@@ -36,7 +36,8 @@ from .state import VERSION, check_state, load_values, plain, prepare, wanted
 
 PRODUCTS = {"coefficients": COEFFICIENTS["jordan"], "ns_steps": None, "ns_dtype": None}  # options of Newton-Schulz
 ADAMW_HALF = ("lr", "betas", "eps", "weight_decay")  # may be other numbers than those of the matrices
-BEFORE = {"decay_vectors": True}  # what saved groups that do not say so were stepped with
+# What saved groups that do not say so were stepped with.
+BEFORE = {"decay_vectors": True, "precondition_frequency": 1}
 
 
 class Zeta(torch.optim.Optimizer):
@@ -298,7 +299,8 @@ class Zeta(torch.optim.Optimizer):
             own = {key: group[key] for key in ("params", "routes")}
             tuples = {key: plain(saved[key]) for key in ("betas", "coefficients")}
             tuples["ns_dtype"] = word(saved["ns_dtype"])  # before words, a torch.dtype was saved
-            groups.append(group | BEFORE | saved | own | tuples)
+            before = {key: value for key, value in BEFORE.items() if key in group}
+            groups.append(group | before | saved | own | tuples)
         self.__setstate__({"state": state, "param_groups": groups})
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)

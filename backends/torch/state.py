@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zeta.core import Keeps
 from zeta.routing.layout import Route
-from zeta.storage import stored, writers
+from zeta.storage import lacked, stored, writers
 
 from .placement import Place, check_placement, mine, placed, zeros
 
@@ -82,6 +82,7 @@ def check_state(groups: list[dict[str, Any]], state_dict: dict[str, Any], keeps:
             raise ValueError(f"the state was written by {rule}, not by {own}: load it into {rule}, or start anew")
     for p, saved, route in _pairs(groups, state_dict):
         shapes = wanted(p, Route(*route), keeps)
+        shapes = {key: shape for key, shape in shapes.items() if key not in lacked(saved)}
         if shapes.keys() - saved.keys() or saved.keys() - shapes.keys() - {"remainder"}:
             raise ValueError(
                 f"a parameter of shape {tuple(p.shape)} needs {sorted(shapes)}, but the state has {sorted(saved)}: "

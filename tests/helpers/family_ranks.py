@@ -94,6 +94,8 @@ def optimizer(kind: str, model: nn.Module, precision: Any = torch.float32, **opt
     options = dict(lr=0.02, weight_decay=0.1) | options
     if KINDS[kind].rule.orthogonalizes:
         options |= {"ns_dtype": precision}
+    if kind in ("Shampoo", "SOAP"):
+        options |= {"precondition_frequency": 3}  # some steps decompose, others take what was kept
     named = dict(model.named_parameters())
     return KINDS[kind]([{"params": list(named.items()), "routes": [tuple(ROUTES[n]) for n in named]}], **options)
 

@@ -134,21 +134,29 @@ def dion2(g, state, w, lr, b1, b2, eps, decay, fraction=0.25):
     return moved(w, 0.2 * sqrt(max(g.shape)) * u, g, lr, decay)
 
 
-def shampoo(g, state, w, lr, b1, b2, eps, decay):
-    """arXiv 1802.09568, on the momentum, with averages for its sums and a relative floor for its epsilon."""
+def shampoo(g, state, w, lr, b1, b2, eps, decay, precondition_frequency=10):
+    """arXiv 1802.09568, on the momentum, with averages for its sums, a relative floor for its epsilon, roots seldom."""
+    if "left" not in state and not g.any():
+        return moved(w, 0 * w, g, lr, decay)
     m = state["exp_avg"] = b1 * state.get("exp_avg", 0.0) + (1 - b1) * g
     left = state["left"] = b2 * state.get("left", 0.0) + (1 - b2) * g @ g.T
     right = state["right"] = b2 * state.get("right", 0.0) + (1 - b2) * g.T @ g
-    return moved(w, at_rms(inverse_fourth_root(left) @ m @ inverse_fourth_root(right)), g, lr, decay)
+    past = state.setdefault("past", [])
+    if len(past) % precondition_frequency == 0:
+        state["roots"] = inverse_fourth_root(left), inverse_fourth_root(right)
+    past.append(g)
+    return moved(w, at_rms(state["roots"][0] @ m @ state["roots"][1]), g, lr, decay)
 
 
-def soap(g, state, w, lr, b1, b2, eps, decay):
-    """arXiv 2409.11321: Adam in the eigenvectors of the factors so far; the first step only gathers them."""
+def soap(g, state, w, lr, b1, b2, eps, decay, precondition_frequency=10):
+    """arXiv 2409.11321: Adam in eigenvectors, at times new, of the factors so far; the first step only gathers them."""
     gathered = "left" in state
     if gathered:
-        _, a = np.linalg.eigh(state["left"])
-        _, b = np.linalg.eigh(state["right"])
-        t = state["t"] = state.get("t", 0) + 1
+        past = state.setdefault("past", [])
+        if len(past) % precondition_frequency == 0:
+            state["bases"] = np.linalg.eigh(state["left"])[1], np.linalg.eigh(state["right"])[1]
+        past.append(g)
+        t, (a, b) = len(past), state["bases"]
         m = state["exp_avg"] = b1 * state.get("exp_avg", 0.0) + (1 - b1) * g
         v = state["exp_avg_sq"] = b2 * state.get("exp_avg_sq", 0.0) + (1 - b2) * (a.T @ g @ b) ** 2
         adam = (a.T @ m @ b) / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
