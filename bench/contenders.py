@@ -1,5 +1,6 @@
 """The optimizers of `convergence.py`, and one training run of one of them: `train` is all that its workers do."""
 
+from collections.abc import Callable
 from math import isfinite
 from time import process_time
 from typing import Any, NamedTuple
@@ -51,6 +52,7 @@ CONTENDERS: dict[str, tuple[str, Rule | None]] = {
     "adamuon": ("AdaMuon", family.adamuon),
     "normuon": ("NorMuon", family.normuon),
     "soap": ("SOAP", preconditioned.soap()),
+    "soap_1": ("SOAP, eigenvectors of every step", preconditioned.soap(1)),
     "zeta": ("Zeta (the paper's)", family.zeta),
     "eta": ("Eta (ours)", family.eta),
     "zeta_nesterov": ("Zeta with Nesterov momentum", zeta_nesterov),
@@ -85,15 +87,28 @@ def make(s: Setting, model: nn.Module) -> torch.optim.Optimizer:
     return of_rule(groups, weight_decay=s.weight_decay, decay_vectors=True, **products)
 
 
-def train(s: Setting, task: tasks.Task) -> dict[str, Any]:
+def train(s: Setting, task: tasks.Task, make: Callable[[Setting, nn.Module], Any] = make) -> dict[str, Any]:
     """What a line holds beside the setting: {parameters, tokens_per_parameter, final: the loss on the search's split,
     or None where the run diverged, claims: that on the other (where the task has one, and the seed is not the
     search's), curve: [[step, loss on the search's split], ...], and what it cost}.
 
     Times are of this process, not of the clock, so that other processes count little.
     """
-    model, curve, spent, inside = task.model(s.seed), [], 0.0, 0.0
-    optimizer, looks = make(s, model), 1 if s.seed == SEARCHED else LOOKS
+    model = task.model(s.seed)
+    optimizer = make(s, model)
+    curve, spent, inside = walk(s, task, model, optimizer)
+    final, steps, parameters = curve[-1][1], curve[-1][0], sum(p.numel() for p in model.parameters())
+    result = {"final": final, "curve": curve, "data": task.data, "state": round(state_size(model, optimizer), 3)}
+    if task.claims and s.seed != SEARCHED:
+        result["claims"] = held_out(model, task.claims) if final is not None else None
+    result |= {"parameters": parameters, "tokens_per_parameter": round(s.steps * task.tokens / parameters, 3)}
+    ms = {"step_ms": round(1e3 * spent / steps, 2), "optimizer_ms": round(1e3 * inside / steps, 2)}
+    return result | ms | {"seconds": round(spent, 2)}
+
+
+def walk(s: Setting, task: tasks.Task, model: nn.Module, optimizer: Any) -> tuple[list[list[Any]], float, float]:
+    """(the curve, seconds of all steps, of those the optimizer's)."""
+    curve, spent, inside, looks = list[list[Any]](), 0.0, 0.0, 1 if s.seed == SEARCHED else LOOKS
     warmup = min(max(10, s.steps // 100), s.steps // 10)
     peaks = [group["lr"] for group in optimizer.param_groups]
     for step in range(1, s.steps + 1):
@@ -108,18 +123,10 @@ def train(s: Setting, task: tasks.Task) -> dict[str, Any]:
         optimizer.zero_grad()
         spent, inside = spent + process_time() - start, inside + process_time() - middle
         if not isfinite(loss.item()):
-            curve.append([step, None])
-            break
+            return [*curve, [step, None]], spent, inside
         if step % -(-s.steps // looks) == 0 or step == s.steps:
             curve.append([step, held_out(model, task.search)])
-    final = curve[-1][1]
-    result = {"final": final, "curve": curve, "data": task.data, "state": round(state_size(model, optimizer), 3)}
-    if task.claims and s.seed != SEARCHED:
-        result["claims"] = held_out(model, task.claims) if final is not None else None
-    parameters = sum(p.numel() for p in model.parameters())
-    result |= {"parameters": parameters, "tokens_per_parameter": round(s.steps * task.tokens / parameters, 3)}
-    ms = {"step_ms": round(1e3 * spent / step, 2), "optimizer_ms": round(1e3 * inside / step, 2)}
-    return result | ms | {"seconds": round(spent, 2)}
+    return curve, spent, inside
 
 
 @torch.no_grad()

@@ -37,7 +37,17 @@ from tasks import SIZES, TASKS
 HERE = Path(__file__).parent
 AXES = ("lr", "adamw_lr", "b1", "weight_decay")
 FIRST = ("eta", "zeta", "muon", "normuon", "adamw")
-THEN = ("soap", "adamuon", "zeta_nesterov", "signum", "rank1_before", "rank1_after", "rank1_both", "whiten_after")
+THEN = (
+    "soap",
+    "soap_1",
+    "adamuon",
+    "zeta_nesterov",
+    "signum",
+    "rank1_before",
+    "rank1_after",
+    "rank1_both",
+    "whiten_after",
+)
 ABOVE = dict(pairwise(SIZES))  # a size -> the next
 BELOW = {size: below for below, size in ABOVE.items()}
 SEEDS = 5
@@ -57,8 +67,8 @@ def needed(known: Known, tasks: Sequence[str], optimizers: Sequence[str], steps:
 
 def start_of(task: str, optimizer: str, steps: int | None = None) -> Setting:
     """Where the search starts, on the smallest size. AdamW's entries, SOAP's and Signum's move with lr alone."""
-    lr = 4e-3 if optimizer in ("adamw", "soap", "signum") else 1.6e-2
-    b2 = 0.95 if optimizer in ("adamw", "soap", "normuon") else 0.99
+    lr = 4e-3 if optimizer in ("adamw", "soap", "soap_1", "signum") else 1.6e-2
+    b2 = 0.95 if optimizer in ("adamw", "soap", "soap_1", "normuon") else 0.99
     return Setting(task, optimizer, lr, 8e-3, 0.1, 0.8, b2, SEARCHED, steps or TASKS[task][1])
 
 
