@@ -299,8 +299,8 @@ class Zeta(torch.optim.Optimizer):
             own = {key: group[key] for key in ("params", "routes")}
             tuples = {key: plain(saved[key]) for key in ("betas", "coefficients")}
             tuples["ns_dtype"] = word(saved["ns_dtype"])  # before words, a torch.dtype was saved
-            before = {key: value for key, value in BEFORE.items() if key in group}
-            groups.append(group | before | saved | own | tuples)
+            former: dict[str, Any] = {key: value for key, value in BEFORE.items() if key in group}
+            groups.append(group | former | saved | own | tuples)
         self.__setstate__({"state": state, "param_groups": groups})
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
