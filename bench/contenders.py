@@ -72,9 +72,14 @@ CONTENDERS: dict[str, tuple[str, Rule | None]] = {
 ONE_BETA = {"muon", "eta", "eta_plain", "signum", "adago", "dion2", "schattor"}  # whose b2 does nothing
 
 
+def split(model: nn.Module) -> list[dict[str, Any]]:
+    """The groups of the matrices and of the rest: the projections of `trainer.model` are in no layer of torch's."""
+    return param_groups(model, {"_proj.weight": "zeta"})
+
+
 def make(s: Setting, model: nn.Module) -> torch.optim.Optimizer:
     """The setting's optimizer of all the model's parameters, products in float32; its groups' lr are their highest."""
-    groups = param_groups(model)
+    groups = split(model)
     for group in groups:
         matrices = group["treatment"] == "zeta"
         group |= {"lr": s.lr, "betas": (s.b1, s.b2)} if matrices else {"lr": s.adamw_lr, "betas": REST}
@@ -138,6 +143,6 @@ def held_out(model: nn.Module, batches: list[tuple[torch.Tensor, ...]]) -> float
 
 def state_size(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
     """Numbers kept for every entry of the matrices."""
-    matrices = [p for g in param_groups(model) if g["treatment"] == "zeta" for _, p in g["params"]]
+    matrices = [p for g in split(model) if g["treatment"] == "zeta" for _, p in g["params"]]
     kept = sum(t.numel() for p in matrices for t in optimizer.state[p].values() if t.ndim > 0)
     return kept / sum(p.numel() for p in matrices)

@@ -15,11 +15,11 @@ from typing import Any
 import heavyball
 import pytorch_optimizer
 import torch
-from contenders import REST, SEARCHED, Setting, make, train
+from contenders import REST, SEARCHED, Setting, make, split, train
 from tasks import TASKS
 from torch import nn
 
-from zeta.backends.torch import SOAP, param_groups
+from zeta.backends.torch import SOAP
 
 TASK = "lm_100k"
 PEERS: dict[str, Any] = {  # (matrices, lr=, betas=, weight_decay=, precondition_frequency=)
@@ -36,7 +36,7 @@ class Beside:
 
     def __init__(self, s: Setting, model: nn.Module, peer: str, frequency: int) -> None:
         options: dict[str, Any] = {"weight_decay": s.weight_decay}
-        matrices, rest = param_groups(model)
+        matrices, rest = split(model)
         taken = [matrices] if peer == "zeta" else [p for _, p in matrices["params"]]
         soap = PEERS[peer](taken, lr=s.lr, betas=(s.b1, s.b2), precondition_frequency=frequency, **options)
         self.parts = [soap, torch.optim.AdamW(rest["params"], lr=s.adamw_lr, betas=REST, **options)]
