@@ -31,7 +31,7 @@ import figures
 import standings
 import torch
 from contenders import CONTENDERS, SEARCHED, Setting, train
-from standings import Runs, table
+from standings import Runs, looks, table
 from tasks import SIZES, TASKS
 
 HERE = Path(__file__).parent
@@ -221,7 +221,9 @@ def main(arguments: list[str] | None = None) -> None:
     if args.command == "plot":
         draw = figures.draw if set(ran) <= set(SIZES) else standings.draw
         return draw(ran, args.picture or args.out.with_suffix(".png"))
-    print("\n\n".join(table(task, runs, args.against) for task, runs in ran.items()))
+    for task, runs in ran.items():
+        lines = [line for s, line in known.items() if s.task == task]
+        print(f"{table(task, runs, args.against)}\n\n{looks(lines, SEARCHED)}\n")
 
 
 def parser() -> argparse.ArgumentParser:

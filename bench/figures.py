@@ -11,7 +11,8 @@ from standings import TITLES, Runs, differences, interval
 
 COLOURS = {"eta": "#d1602a", "zeta": "#0b6fb8", "muon": "#4a4a5a", "normuon": "#5b9a3c", "adamw": "#a05195"}
 OTHERS = ("#b08d00", "#009e9e", "#c94f7c", "#7a6bd1", "#8a6d4b", "#3f7f5f", "#999999", "#d49a6a")
-HIGH = 0.5  # nats above the lowest loss: what a panel of curves shows
+TICKS = (-0.2, -0.1, -0.05, -0.02, -0.01, 0, 0.01, 0.02, 0.05)
+HIGH = 0.3  # nats above the lowest loss: what a panel of curves shows
 
 
 def draw(tasks: dict[str, Runs], out: Path) -> None:
@@ -26,7 +27,9 @@ def draw(tasks: dict[str, Runs], out: Path) -> None:
     for task in sizes:
         for x in ("tokens", "seconds"):
             draw_curves(axes[f"{task} {x}"], tasks[task], x, colours)
-        axes[f"{task} tokens"].set_title(TITLES[task], loc="left", size=11, weight="bold")
+        axes[f"{task} tokens"].set_title(TITLES[task].partition(", ")[2], loc="left", size=11, weight="bold")
+    for x in ("tokens", "seconds"):
+        axes[f"{sizes[0]} {x}"].set_ylabel("loss on the search's split, nats a byte")
     draw_lead(axes["lead"], {task: tasks[task] for task in sizes}, colours)
     handles = [axes["lead"].plot([], [], color=colours[name], label=CONTENDERS[name][0])[0] for name in names]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
@@ -47,7 +50,6 @@ def draw_curves(axes: Any, runs: Runs, x: str, colours: dict[str, str]) -> None:
     lowest = min((line.get_ydata()[-1] for line in axes.lines), default=0.0)
     axes.set_ylim(lowest - 0.03, lowest + HIGH)
     axes.set_xlabel("million bytes" if x == "tokens" else "seconds of one core")
-    axes.set_ylabel("loss on the search's split, nats a byte")
     tidy(axes)
 
 
@@ -69,6 +71,9 @@ def draw_lead(axes: Any, tasks: dict[str, Runs], colours: dict[str, str]) -> Non
     axes.axhline(0, color=colours["muon"], lw=1)
     axes.set(xscale="log", xlabel="parameters", ylabel="lead over Muon, nats a byte")
     axes.set_yscale("symlog", linthresh=0.02)
+    low, high = axes.get_ylim()
+    ticks = [y for y in TICKS if low <= y <= high]
+    axes.set_yticks(ticks, [f"{y:g}" for y in ticks])
     axes.set_title("Lead over Muon: seeds, mean, 95 % interval of the paired difference", loc="left", size=11)
     sizes = [next(iter(runs.values()))[0]["parameters"] for runs in tasks.values()]
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])

@@ -1,5 +1,6 @@
 """What `convergence.py` shows of its runs: means, intervals, differences seed by seed; as Markdown and as a picture."""
 
+from collections import Counter
 from math import inf, sqrt
 from pathlib import Path
 from statistics import mean, stdev
@@ -43,6 +44,20 @@ def less(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
     shared = differences(runs, others)
     middle, half = interval(shared) if shared else (inf, inf)
     return show(middle, half, "+") + ", no difference found" * (abs(middle) <= half < inf) if shared else ""
+
+
+def looks(lines: list[dict[str, Any]], searched: int) -> str:
+    """How often the held-out splits of a task were looked at: `searched` is the seed of a search's runs."""
+    search, fresh = ([line for line in lines if (line["seed"] == searched) == own] for own in (True, False))
+    each = Counter(line["optimizer"] for line in search)
+    runs = ", ".join(f"{CONTENDERS[name][0]} {n}" for name, n in each.most_common())
+    search_looks = sum(len(line["curve"]) for line in search)
+    claims = sum("claims" in line for line in fresh)
+    return (
+        f"Runs of searches: {len(search)} ({runs}), which looked at the search's split {search_looks} times. "
+        f"Fresh runs: {len(fresh)}, for their curves {sum(len(line['curve']) for line in fresh)} times. "
+        f"Looks at the split for claims: {claims}."
+    )
 
 
 def show(middle: float, half: float, sign: str = "") -> str:

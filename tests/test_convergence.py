@@ -200,8 +200,10 @@ def test_a_killed_run_goes_on(tmp_path, capsys, monkeypatch):
     assert not capsys.readouterr().out and read(out) == known
 
     main(["table", *flags, "--against", "adamw"])
-    rows = capsys.readouterr().out.splitlines()
-    assert len(rows) == 3 and {row.count("|") for row in rows} == {8} and " ± " in rows[2]
+    rows, told = capsys.readouterr().out.strip().split("\n\n")
+    assert rows.count("\n") == 2 and {row.count("|") for row in rows.splitlines()} == {8} and " ± " in rows
+    searched = len(known) - 5
+    assert f"{searched} (AdamW {searched}), which looked at the search's split {searched} times" in told
     main(["plot", *flags])
     assert out.with_suffix(".png").stat().st_size > 10_000
 
