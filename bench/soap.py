@@ -23,7 +23,7 @@ from zeta.backends.torch import SOAP
 
 TASK = "lm_100k"
 PEERS: dict[str, Any] = {  # (matrices, lr=, betas=, weight_decay=, precondition_frequency=)
-    "zeta": SOAP,
+    "ours": SOAP,
     "pytorch-optimizer": pytorch_optimizer.SOAP,
     "HeavyBall": lambda params, **options: heavyball.SOAP(
         params, shampoo_beta=options["betas"][1], merge_dims=False, **options
@@ -37,7 +37,7 @@ class Beside:
     def __init__(self, s: Setting, model: nn.Module, peer: str, frequency: int) -> None:
         options: dict[str, Any] = {"weight_decay": s.weight_decay}
         matrices, rest = split(model)
-        taken = [matrices] if peer == "zeta" else [p for _, p in matrices["params"]]
+        taken = [matrices] if peer == "ours" else [p for _, p in matrices["params"]]
         soap = PEERS[peer](taken, lr=s.lr, betas=(s.b1, s.b2), precondition_frequency=frequency, **options)
         self.parts = [soap, torch.optim.AdamW(rest["params"], lr=s.adamw_lr, betas=REST, **options)]
         self.param_groups = [group for part in self.parts for group in part.param_groups]

@@ -1,7 +1,7 @@
 """The optimizers that decompose matrices: Shampoo and SOAP into eigenvectors, Schattor into singular values.
 
-Rules as in `zeta.family`; Shampoo's and SOAP's are not cut in two. Whether a step of theirs decomposes is read from the
-state, for which a GPU is waited for and `mx.compile` is not to be had. Decompositions run in the state's own precision,
+Rules as in `zeta.family`; Shampoo's and SOAP's are not cut in two. Unless every step decomposes, whether this one does
+is read from the state: a GPU is waited for, and `mx.compile` refuses. Decompositions run in the state's own precision,
 on MLX on its CPU alone. Beside a Mac's GPU those of large layers may run into Metal's timeout
 (ml-explore/mlx issues 2827 and 3583; we have not tried it): make the CPU the default device, or take Muon.
 """
@@ -32,7 +32,7 @@ def shampoo(precondition_frequency: int = 10) -> Rule:
         m = ema(state["exp_avg"], g, b1)
         factors = ema(state["left"], g @ g.mT, b2), ema(state["right"], g.mT @ g, b2)
         kept = state["left_root"], state["right_root"]
-        a, b = renewed((n - 1) % precondition_frequency == 0, lambda x: power(x, -1 / 4), factors, kept)
+        a, b = renewed(n, precondition_frequency, lambda x: power(x, -1 / 4), factors, kept)
         new = {"exp_avg": m, "left": factors[0], "right": factors[1], "left_root": a, "right_root": b}
         return to_rms(a @ m @ b), new | {"steps": n}
 
@@ -63,7 +63,7 @@ def soap(precondition_frequency: int = 10) -> Rule:
     def soap(g: Array, state: State, hyper: Hyper, _: Orthogonalize) -> Step:
         (b1, b2), n = hyper.betas, state["steps"]
         kept = state["left_basis"], state["right_basis"]
-        a, b = renewed((n - 1) % precondition_frequency == 0, eigenvectors, (state["left"], state["right"]), kept)
+        a, b = renewed(n, precondition_frequency, eigenvectors, (state["left"], state["right"]), kept)
         begun = array_namespace(g).astype(n > 0, g.dtype)
         m = ema(state["exp_avg"], begun * g, b1)
         v = ema(state["exp_avg_sq"], begun * (a.mT @ g @ b) ** 2, b2)
@@ -82,15 +82,15 @@ def check_frequency(every: int) -> None:
 
 
 def renewed(
-    due: Array, decompose: Callable[[Array], Array], factors: tuple[Array, Array], kept: tuple[Array, Array]
+    n: Array, every: int, decompose: Callable[[Array], Array], factors: tuple[Array, Array], kept: tuple[Array, Array]
 ) -> tuple[Array, Array]:
-    """`decompose` of both factors where due (..., 1, 1) says so, and where nothing is kept yet; else what is kept.
+    """`decompose` of both factors in a matrix's first, and every `every`-th, of steps n (..., 1, 1); else what is kept.
 
-    A state without them is one that was saved when every step decomposed.
+    A state with zeros there is one that was saved when every step decomposed: it does so at once.
     """
-    xp = array_namespace(due)
-    due = due | (frobenius(kept[0]) == 0)
-    if not bool(xp.any(due)):
+    xp = array_namespace(n)
+    due = ((n - 1) % every == 0) | (frobenius(kept[0]) == 0)
+    if every > 1 and not bool(xp.any(due)):
         return kept
     left, right = (xp.where(due, decompose(factor), old) for factor, old in zip(factors, kept, strict=True))
     return left, right
