@@ -1,7 +1,10 @@
 """What a zoo's routes are, in lines that can be compared: what all types have alike stands there once."""
 
 import re
-from collections.abc import Callable, Iterable
+import sys
+import warnings
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +16,20 @@ TABLES = Path(__file__).parents[1] / "zoo"
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
-def lines(model: Any) -> dict[str, int]:
-    """How many parameters of a model each line stands for: the end of the name, axes, treatment, cut; vectors apart."""
+@cache
+def lines(zoo: Any, name: str) -> dict[str, int]:
+    """How many parameters of a type each line stands for: the end of the name, axes, treatment, cut; "" for vectors."""
+    model = zoo.build(name)
     arrays, modules = read(model)
-    counts: dict[str, int] = {}
-    for name, r in zeta.routes(model).items():
-        if len(arrays[name].shape) > 1:
-            line = f"{short(name, modules)}  {len(arrays[name].shape)}  {r.treatment}  {told(r, arrays[name].shape)}"
-            counts[line] = counts.get(line, 0) + 1
-        else:
-            assert r.treatment == "adamw", name
+    counts = {"": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # doubts, which the lines say
+        routes = zeta.routes(model)
+    for name, r in routes.items():
+        shape = arrays[name].shape
+        line = f"{short(name, modules)}  {len(shape)}  {r.treatment}  {told(r, shape)}" if len(shape) > 1 else ""
+        counts[line] = counts.get(line, 0) + 1
+        assert line or r.treatment == "adamw", name
     return counts
 
 
@@ -42,31 +49,49 @@ def told(r: zeta.Route, shape: tuple[int, ...]) -> str:
     return f"{r.reason}  {count}{parts}" + "  ?" * bool(r.doubt)
 
 
-def table(types: Iterable[str], build: Callable[[str], Any]) -> tuple[str, dict[str, list[str]]]:
-    """A zoo's text, and the lines of every type. A line ends with the number of its types, or their names if few."""
-    by_type: dict[str, list[str]] = {}
+def table(zoo: Any, types: Iterable[str]) -> str:
+    """A zoo's text. A line ends with the number of the types that have it, or their names if few."""
+    owners: dict[str, list[str]] = {}
     missing: list[str] = []
-    doubtful = parameters = 0
+    doubtful = parameters = built = 0
     for name in types:
         try:
-            model = build(name)
+            counts = lines(zoo, name)
         except (Exception, SystemExit) as error:
             missing.append(f"{name}: {reason(error)}")
             continue
-        counts = lines(model)
-        by_type[name] = [*counts]
-        parameters += len(read(model)[0])
+        built += 1
+        parameters += sum(counts.values())
         doubtful += sum(n for line, n in counts.items() if line.endswith("  ?"))
-    owners: dict[str, list[str]] = {}
-    for name, own in by_type.items():
-        for line in own:
+        for line in counts.keys() - {""}:
             owners.setdefault(line, []).append(name)
-    head = f"{len(by_type)} types, {parameters} parameters, {doubtful} of them doubtful"
+    head = f"{built} types, {parameters} parameters, {doubtful} of them doubtful"
     body = [f"{line}  | {', '.join(o) if len(o) < 3 else len(o)}" for line, o in sorted(owners.items())]
-    return "\n".join([head, *body, "", "Not built:", *missing, ""]), by_type
+    return "\n".join([head, *body, "", "Not built:", *missing, ""])
 
 
 def reason(error: BaseException) -> str:
     text = " ".join(str(error).split())
     library = re.search(r"requires the (\w+) library", text)
     return f"needs {library.group(1)}" if library else f"{type(error).__name__}: {text[:90]}"
+
+
+def write(names: list[str]) -> None:
+    """Writes the tables of these names anew."""
+    import zoo_mlx
+    import zoo_transformers
+
+    zoos: dict[str, Any] = {
+        "mlx": (zoo_mlx, zoo_mlx.types),
+        "transformers": (zoo_transformers, zoo_transformers.some_types),
+        "transformers_all": (zoo_transformers, zoo_transformers.types),
+    }
+    for name in names:
+        zoo, types = zoos[name]
+        text = table(zoo, types())
+        (TABLES / f"{name}.txt").write_text(text)
+        print(name, text.splitlines()[0])
+
+
+if __name__ == "__main__":
+    write(sys.argv[1:])

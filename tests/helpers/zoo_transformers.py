@@ -18,6 +18,16 @@ LAYERS = re.compile(
     r"|(n|e|d|encoder|decoder|vision|text)_layers?|(encoder|decoder)_num_layers)$"
 )
 EXPERTS = re.compile(r"^(num_(local_|routed_)?experts|n_routed_experts|moe_num_experts)$")
+KINDS_OF_MODELS = """
+albert bart bert big_bird blip blip-2 bloom clap clip codegen convnext cvt d_fine dac deberta deepseek_v4 deit
+dinov2 distilbert donut-swin dpt efficientnet electra encodec eomt falcon flava florence2 fnet focalnet funnel glpn
+groupvit hiera hubert janus jetmoe lasr_ctc layoutlmv3 led levit longt5 lxmert mask2former mgp-str mistral mobilenet_v2
+mobilevit mobilevitv2 moshi mpt musicgen opt owlvit perceiver pix2struct pvt_v2 reformer regnet resnet roberta rwkv sam
+sam2 segformer sew siglip squeezebert swin swin2sr t5 vilt vit vits wav2vec2 wavlm whisper xcodec xlm-roberta xlnet
+yolos zamba zoedepth
+"""
+# Not built in both (their tables say why), and pixtral: here a vision tower, in mlx-lm a language model.
+NOT_IN_BOTH = {"dbrx", "dots1", "gemma3n", "lfm2_moe", "olmo", "pixtral"}
 KINDS = ("layer_types", "layers_block_type", "block_types", "mlp_layer_types")
 ARGUMENTS: dict[str, dict[str, Any]] = {  # what a config needs and has no default for
     "autoformer": dict(prediction_length=8),
@@ -97,3 +107,15 @@ def layers_kept(config: Any) -> list[int]:
     lists = [value for name in KINDS if isinstance(value := vars(config).get(name), list)]
     firsts = {value.index(kind) for value in lists for kind in value if isinstance(kind, str)}
     return sorted(firsts | {0, 1})
+
+
+def in_both() -> list[str]:
+    """The types that mlx-lm has, too."""
+    import zoo_mlx
+
+    return [name for name in zoo_mlx.types() if name in types() and name not in NOT_IN_BOTH]
+
+
+def some_types() -> list[str]:
+    """The types of the gate: those that mlx-lm has, too, and one of every other kind."""
+    return sorted({*KINDS_OF_MODELS.split(), *in_both()})
