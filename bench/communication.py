@@ -21,7 +21,7 @@ from zeta import family
 from zeta.core import Rule
 from zeta.newton_schulz_forms import flops
 from zeta.routing.layout import Route, shapes
-from zeta.sharding import Box, Held, held, plan, sent, size
+from zeta.sharding import Box, Held, box_size, held, plan, sent
 from zeta.storage import stored
 
 Shapes = dict[str, tuple[int, ...]]
@@ -93,14 +93,14 @@ def cost(model: Shapes, mesh: tuple[int, ...], cuts: tuple[str, ...], rule: Rule
 def kept(rule: Rule, route: Route, shape: tuple[int, ...], box: Box) -> int:
     """The entries of a parameter's state on a rank with this part of it."""
     stored_shapes = stored(rule.keeps, route, shape)
-    return sum(prod(size(box)) if stored_shapes[key] == shape else prod(stored_shapes[key]) for key in rule.keeps)
+    return sum(prod(box_size(box)) if stored_shapes[key] == shape else prod(stored_shapes[key]) for key in rule.keeps)
 
 
 def gathered(model: Shapes, mesh: tuple[int, ...], cuts: tuple[str, ...]) -> int:
     """The entries that a rank sends where every rank gathers every matrix."""
     parts = {n: holders(model[n], mesh, cuts) for n in routes(model)}
     peers = prod(n for n, cut in zip(mesh, cuts, strict=True) if cut != "copies") - 1
-    return max(peers * sum(prod(size(h[rank].box)) for h in parts.values()) for rank in range(prod(mesh)))
+    return max(peers * sum(prod(box_size(h[rank].box)) for h in parts.values()) for rank in range(prod(mesh)))
 
 
 def routes(model: Shapes) -> dict[str, Route]:

@@ -12,7 +12,7 @@ FLOORS = [
     {"core"},
     {"adamw", "family", "preconditioned", "coefficients", "newton_schulz_forms", "checkpoint"},
     {"routing"},
-    {"storage", "sharding", "portable"},
+    {"storage", "sharding", "portable", "step_report"},
     {"whitening", "backends"},
     {"parity"},
     {"cli"},

@@ -8,7 +8,7 @@ from rich.console import Console
 
 import zeta
 from zeta.routing.by_name import route
-from zeta.routing.layout import check
+from zeta.routing.layout import check_route
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_three_axes_that_nothing_explains_are_a_doubt(name, doubt):
 
 def test_a_route_with_a_misspelt_treatment_is_refused():
     with pytest.raises(ValueError, match="treatment is 'Zeta', but must be"):
-        check(zeta.Route("Zeta", (1, 4, 3), "mine"), (4, 3))
+        check_route(zeta.Route("Zeta", (1, 4, 3), "mine"), (4, 3))
 
 
 def test_report_leaves_out_what_is_no_weight():

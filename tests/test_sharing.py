@@ -5,7 +5,7 @@ import pytest
 from communication import MODELS, cost, gathered
 
 from zeta import Route
-from zeta.sharding import Unit, balance, held, part, plan, sent, units
+from zeta.sharding import Unit, balance, held, overlap, plan, sent, units
 
 MATRIX = Route("zeta", (1, 10, 6), "matrix")
 
@@ -32,8 +32,8 @@ def test_a_stack_is_cut_where_the_ranks_parts_are():
 
 def test_parts_of_a_unit():
     unit = Unit("w", 3, (4, 6), MATRIX)
-    assert part((slice(0, 5), slice(2, 4)), unit) == (slice(0, 2), slice(2, 4))
-    assert part((slice(7, 9), slice(0, 6)), unit) is None
+    assert overlap((slice(0, 5), slice(2, 4)), unit) == (slice(0, 2), slice(2, 4))
+    assert overlap((slice(7, 9), slice(0, 6)), unit) is None
 
 
 def test_work_is_balanced_and_stays_where_it_can():

@@ -33,11 +33,11 @@ def steps_for(coefficients: Steps, rows: int, cols: int) -> Coefficients:
     """The coefficients themselves; for "auto" `auto_coefficients`. Raises ValueError for any other word."""
     if not isinstance(coefficients, str):
         return coefficients
-    check(coefficients)
+    check_coefficients(coefficients)
     return auto_coefficients(rows, cols)
 
 
-def check(coefficients: Any) -> None:
+def check_coefficients(coefficients: Any) -> None:
     """Raises ValueError for anything but "auto" and at least one step of three numbers."""
     try:
         steps = coefficients == "auto" or [(float(a), float(b), float(c)) for a, b, c in coefficients]
@@ -56,7 +56,7 @@ def chosen(coefficients: Steps, ns_steps: int | Literal["auto"] | None) -> Steps
     Raises ValueError for what is neither, for a number of steps that there are no coefficients for, and where the two
     contradict each other.
     """
-    check(coefficients)
+    check_coefficients(coefficients)
     if ns_steps is None:
         return coefficients
     if ns_steps == "auto" and coefficients in ("auto", COEFFICIENTS["jordan"]):

@@ -113,7 +113,7 @@ def schattor(p: float = 4.0) -> Rule:
     values give an RMS of 0.2. p from 1 to inf. b1 is the plain momentum's; b2 and eps do nothing. For p = 4 our best lr
     was twice AdamW's.
     """
-    check(p)
+    check_norm(p)
 
     @rule(averaged, MOMENTUM, orthogonalizes=False)
     def schattor(m: Array, sums: State, state: State, hyper: Hyper, _: Orthogonalize, stages: Stages) -> Step:
@@ -125,7 +125,7 @@ def schattor(p: float = 4.0) -> Rule:
 
 def schattor_regularised(p: float = 4.0) -> Rule:
     """Schattor's regularised form (arXiv 2606.15702): p = 2 is SGD, and lr is SGD's for every p."""
-    check(p)
+    check_norm(p)
 
     @rule(averaged, MOMENTUM, orthogonalizes=False)
     def schattor_regularised(
@@ -137,7 +137,7 @@ def schattor_regularised(p: float = 4.0) -> Rule:
     return schattor_regularised
 
 
-def check(p: float) -> None:
+def check_norm(p: float) -> None:
     if not p >= 1:
         raise ValueError(f"p is {p!r}, but must be at least 1")
 

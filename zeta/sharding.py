@@ -46,7 +46,7 @@ def held(
     """
     parts = []
     for place in product(*map(range, mesh)):
-        box = list(whole(shape))
+        box = list(whole_box(shape))
         for i in order or range(len(mesh)):
             axis = cuts[i]
             if axis is not None:
@@ -69,7 +69,7 @@ def units(key: Hashable, shape: tuple[int, ...], route: Route, holders: list[Hel
         yield Unit(key, start, (size, *shape[1:]), route._replace(matrices=(count * size // n, rows, cols)))
 
 
-def part(box: Box, unit: Unit) -> Box | None:
+def overlap(box: Box, unit: Unit) -> Box | None:
     """Where the box, of the unit's parameter, lies in the unit; None where they have nothing in common."""
     low, high = max(box[0].start, unit.start), min(box[0].stop, unit.start + unit.shape[0])
     common = (slice(low - unit.start, high - unit.start), *box[1:])
@@ -79,7 +79,7 @@ def part(box: Box, unit: Unit) -> Box | None:
 def senders(unit: Unit, owner: int, holders: list[Held]) -> Iterator[tuple[int, Box]]:
     """The ranks that send their parts of the unit to its owner, of each part's copies the one nearest: (rank, part)."""
     for rank, h in enumerate(holders):
-        where = part(h.box, unit)
+        where = overlap(h.box, unit)
         if where and h.copy == holders[owner].copy:
             yield rank, where
 
@@ -87,7 +87,7 @@ def senders(unit: Unit, owner: int, holders: list[Held]) -> Iterator[tuple[int, 
 def receivers(unit: Unit, holders: list[Held]) -> Iterator[tuple[int, Box]]:
     """The ranks that hold a part of the unit, and so are sent its update: (rank, part)."""
     for rank, h in enumerate(holders):
-        where = part(h.box, unit)
+        where = overlap(h.box, unit)
         if where:
             yield rank, where
 
@@ -99,7 +99,7 @@ def plan(arrays: dict[Hashable, tuple[tuple[int, ...], Route, Hashable, list[Hel
     """
     ranks = max(len(holders) for _, _, _, holders in arrays.values())
     tasks = [u for key, (shape, route, _, holders) in arrays.items() for u in units(key, shape, route, holders)]
-    able = [[r for r, h in enumerate(arrays[u.key][3]) if part(h.box, u) == whole(u.shape)] for u in tasks]
+    able = [[r for r, h in enumerate(arrays[u.key][3]) if overlap(h.box, u) == whole_box(u.shape)] for u in tasks]
     costs = [sum(n * flops(rows, cols) for n, rows, cols in shapes(u.route)) for u in tasks]
     cap = max(ranks * BATCH_ENTRIES, sum(prod(u.shape) for u in tasks) // 8)
     done: list[list[tuple[Unit, int]]] = []
@@ -138,9 +138,9 @@ def sent(batches: list[list[tuple[Unit, int]]], holders: Mapping[Hashable, list[
     for unit, owner in (task for batch in batches for task in batch):
         for rank, at in senders(unit, owner, holders[unit.key]):
             sums = sum(prod(sum_size(shape, unit, at)) for _, shape in rule.summed.values())
-            result[rank] += (rank != owner) * (like_x * prod(size(at)) + sums)
+            result[rank] += (rank != owner) * (like_x * prod(box_size(at)) + sums)
         for rank, at in receivers(unit, holders[unit.key]):
-            result[owner] += (rank != owner) * like_x * prod(size(at))
+            result[owner] += (rank != owner) * like_x * prod(box_size(at))
         kept = stored({k: rule.keeps[k] for k in rule.carried if rule.keeps[k] is not entries}, unit.route, unit.shape)
         result[owner] += (ranks - 1) * sum(map(prod, kept.values()))
     return result
@@ -211,9 +211,9 @@ def sum_size(shape: Shape, unit: Unit, at: Box) -> tuple[int, int]:
     return tuple(len(side) if n > 1 else len(side.segments) for side, n in zip((rows, cols), by_line, strict=True))  # type: ignore[return-value]
 
 
-def size(box: Box) -> tuple[int, ...]:
+def box_size(box: Box) -> tuple[int, ...]:
     return tuple(s.stop - s.start for s in box)
 
 
-def whole(shape: Sequence[int]) -> Box:
+def whole_box(shape: Sequence[int]) -> Box:
     return tuple(slice(0, n) for n in shape)

@@ -48,7 +48,7 @@ def stored(keeps: Keeps, route: Route, shape: tuple[int, ...]) -> dict[str, tupl
     return {key: tuple(shape) if kept is entries else (sum(_sizes(kept, route)),) for key, kept in keeps.items()}
 
 
-def part(x: Array, kept: Shape, route: Route, i: int) -> Array:
+def piece_of(x: Array, kept: Shape, route: Route, i: int) -> Array:
     """What of x belongs to the i-th piece: a view wherever the library has views."""
     if kept is entries:
         return piece(x, route, i)
@@ -56,16 +56,16 @@ def part(x: Array, kept: Shape, route: Route, i: int) -> Array:
     return x[sum(sizes[:i]) : sum(sizes[: i + 1])]
 
 
-def whole(parts: list[Array], kept: Shape, route: Route, shape: tuple[int, ...]) -> Array:
-    """The stored array of all its parts: the reverse of `part`."""
+def joined(parts: list[Array], kept: Shape, route: Route, shape: tuple[int, ...]) -> Array:
+    """The stored array of all its parts: the reverse of `piece_of`."""
     if kept is entries:
         return join(parts, route, shape)
     return array_namespace(parts[0]).concat([x.reshape(-1) for x in parts])
 
 
-def viewed(kept: Shape, view: tuple[int, ...]) -> tuple[int, ...]:
+def stack_shape(kept: Shape, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of what is kept for a stack (count, rows, cols)."""
-    count, rows, cols = view
+    count, rows, cols = shape
     return count, *kept(rows, cols)
 
 
@@ -74,4 +74,4 @@ def _key(keys: Iterable[str]) -> str:
 
 
 def _sizes(kept: Shape, route: Route) -> list[int]:
-    return [prod(viewed(kept, view)) for view in shapes(route)]
+    return [prod(stack_shape(kept, shape)) for shape in shapes(route)]

@@ -13,7 +13,7 @@ from zeta import adamw, family
 from zeta.coefficients import Steps, chosen
 from zeta.core import COEFFICIENTS, Hyper, Orthogonalize, Rule
 from zeta.routing.by_name import route, warn_of_doubts
-from zeta.routing.layout import Route, batches, check, is_vector
+from zeta.routing.layout import Route, batches, check_route, is_vector
 from zeta.stages import entries
 from zeta.step_report import Report
 
@@ -251,10 +251,10 @@ class Zeta(Optimizer):
                 )
             return route(name, p.shape)
         if name in self.routes:
-            return check(self.routes[name], p.shape)
+            return check_route(self.routes[name], p.shape)
         if inner not in self.routes:
             some = ", ".join(sorted(self.routes)[:3])
             raise ValueError(f"routes has no {name}, but {some}, ...: pass zeta.routes of this very model")
         if not self.group:
             raise ValueError(f"{name} is one rank's rows of {inner}: pass group=, the one that nn.fully_shard has")
-        return check(self.routes[inner], whole_shape(p, self.group.size()))
+        return check_route(self.routes[inner], whole_shape(p, self.group.size()))

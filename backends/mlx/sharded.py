@@ -18,7 +18,7 @@ from zeta import stages
 from zeta.core import Hyper, Keeps, Orthogonalize, Rule, flat_axes
 from zeta.routing.layout import Route, batches, piece, shapes
 from zeta.stages import entries
-from zeta.storage import whole
+from zeta.storage import joined
 
 from .ranks import Messages
 from .stacks import Arrays, Batch, on_stacks
@@ -71,9 +71,9 @@ def _sums(rule: Rule, g: mx.array, route: Route, messages: Messages) -> Arrays:
     before, after = messages.group.rank(), messages.group.size() - messages.group.rank() - 1
     rows: Any = [(before * g.shape[0], after * g.shape[0])]
     full = mx.pad(g, rows + [(0, 0)] * (g.ndim - 1))
-    pieces = [piece(full, route, i).reshape(view) for i, view in enumerate(shapes(route))]
+    pieces = [piece(full, route, i).reshape(shape) for i, shape in enumerate(shapes(route))]
     return {
-        f"sum {key}": whole([getattr(stages, stage)(x, flat_axes(shape)) for x in pieces], shape, route, ())
+        f"sum {key}": joined([getattr(stages, stage)(x, flat_axes(shape)) for x in pieces], shape, route, ())
         for key, (stage, shape) in rule.summed.items()
     }
 

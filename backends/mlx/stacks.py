@@ -8,7 +8,7 @@ import mlx.core as mx
 from zeta.core import Keeps, Orthogonalize
 from zeta.routing.layout import Route, shapes
 from zeta.stages import Shape
-from zeta.storage import part, viewed, whole
+from zeta.storage import joined, piece_of, stack_shape
 
 Arrays = dict[str, mx.array]
 Batch = dict[tuple[str, int], tuple[int, ...]]  # {(name, i): (count, rows, cols)}, as `zeta.routing.layout.batches`
@@ -36,9 +36,9 @@ def on_stacks(
             route, kept = routes[name], done[name]
             if all(len(own) == len(shapes(route)) for own in kept.values()):
                 pieces = {key: [own[i] for i in sorted(own)] for key, own in kept.items()}
-                yield name, {key: whole(own, kinds[key], route, full[name]) for key, own in pieces.items()}
+                yield name, {key: joined(own, kinds[key], route, full[name]) for key, own in pieces.items()}
 
 
 def _stack(batch: Batch, arrays: dict[str, Arrays], key: str, kind: Shape, routes: dict[str, Route]) -> mx.array:
-    pieces = (part(arrays[n][key], kind, routes[n], i).reshape(viewed(kind, v)) for (n, i), v in batch.items())
+    pieces = (piece_of(arrays[n][key], kind, routes[n], i).reshape(stack_shape(kind, v)) for (n, i), v in batch.items())
     return mx.concatenate(list(pieces))

@@ -22,7 +22,7 @@ class Part(NamedTuple):
     vector: bool
 
 
-def part(p: Tensor, state: dict[str, Tensor], place: Place | None, vector: bool) -> Part:
+def own_part(p: Tensor, state: dict[str, Tensor], place: Place | None, vector: bool) -> Part:
     """What this rank keeps of a parameter, which has a gradient."""
     rest = mine(state["remainder"], place) if "remainder" in state else None
     m, v = (mine(state[key], place) for key in ("exp_avg", "exp_avg_sq"))

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from zeta.core import Hyper, Rule
 from zeta.routing.layout import Route, batches, piece, shapes
-from zeta.sharding import Box, Lines, Unit, lines, part, plan, receivers, senders, size, sum_size
+from zeta.sharding import Box, Lines, Unit, box_size, lines, overlap, plan, receivers, senders, sum_size
 from zeta.stages import entries
-from zeta.storage import part as part_of_state
-from zeta.storage import viewed
+from zeta.storage import piece_of, stack_shape
 
 from . import step as torch_step
 from . import sums as torch_sums
@@ -55,7 +54,7 @@ def tasks(routes: dict[Tensor, Route], places: dict[Tensor, Place]) -> list[list
 
 def _task(unit: Unit, owner: int, routes: dict[Any, Route], places: dict[Any, Place]) -> Task:
     place, rows = places[unit.key], None
-    where = part(place.box, unit)
+    where = overlap(place.box, unit)
     if where:
         start = unit.start + where[0].start - place.box[0].start
         rows = slice(start, start + where[0].stop - where[0].start)
@@ -94,9 +93,9 @@ def step(
                 mail.send(rank, mail.wide, value)
     for t in batch:
         for _, at, _ in (way for way in t.receivers if way[0] == me):
-            mail.expect(t.owner, mail.wire, size(at))
+            mail.expect(t.owner, mail.wire, box_size(at))
             for _ in range(len(rule.carried) - len(flat)):
-                mail.expect(t.owner, mail.wide, size(at))
+                mail.expect(t.owner, mail.wide, box_size(at))
         for value in flat_state(rule, states, t) if t.owner != me else ():
             mail.expect(t.owner, mail.wide, tuple(value.shape))
     mail.post(group if flat or any(rank != t.owner for t in batch for rank, _, _ in t.receivers) else None)
@@ -131,9 +130,9 @@ def expect(rule: Rule, own: list[Task], mail: Mail) -> None:
     """Tells the mail what `first_half` of all ranks sends to an owner."""
     for t in own:
         for rank, at, _ in t.senders:
-            mail.expect(rank, mail.wire, size(at))
+            mail.expect(rank, mail.wire, box_size(at))
             for _ in like_x(rule):
-                mail.expect(rank, mail.wide, size(at))
+                mail.expect(rank, mail.wide, box_size(at))
             for _, shape in rule.summed.values():
                 mail.expect(rank, mail.wide, sum_size(shape, t.unit, at))
 
@@ -144,7 +143,7 @@ def put_together(rule: Rule, t: Task, mail: Mail) -> Whole:
     for _, at, sides in t.senders:
         parts = {"x": mail.take(mail.wire)} | {key: mail.take(mail.wide) for key in like_x(rule)}
         for key, value in parts.items():
-            if size(at) == t.unit.shape:
+            if box_size(at) == t.unit.shape:
                 arrays[key] = value
             else:
                 arrays.setdefault(key, value.new_empty(t.unit.shape))[at] = value
@@ -158,7 +157,7 @@ def second_half(rule: Rule, states: Any, options: Any, hyper: Hyper, own: list[T
     """Each x becomes u, and the state that was put together, or that this rank has whole, what it is after the step."""
     routes = {i: t.unit.route for i, t in enumerate(own)}
     for batch in batches({i: (r, None) for i, r in routes.items()}):
-        views, names = list(batch.values()), rule.summed
+        stacked, names = list(batch.values()), rule.summed
         x = [piece(wholes[i].x, routes[i], k) for i, k in batch]
         kept = {key: [piece(wholes[i].state[key], routes[i], k) for i, k in batch] for key in like_x(rule)}
         kept |= {
@@ -168,9 +167,9 @@ def second_half(rule: Rule, states: Any, options: Any, hyper: Hyper, own: list[T
             key: torch.cat([torch_sums.of_piece(wholes[i].sums[key], shape, routes[i], k) for i, k in batch])
             for key, (_, shape) in names.items()
         }
-        state = {key: stack(kept[key], [viewed(rule.keeps[key], v) for v in views]) for key in rule.carried}
+        state = {key: stack(kept[key], [stack_shape(rule.keeps[key], v) for v in stacked]) for key in rule.carried}
         wide = next(iter(sums.values())).dtype
-        u, state = torch_step.whole(rule, stack(x, views).to(wide), sums, state, options, hyper)
+        u, state = torch_step.whole(rule, stack(x, stacked).to(wide), sums, state, options, hyper)
         for old, new in [(x, u), *((kept[key], value) for key, value in state.items())]:
             torch._foreach_copy_(old, unstack(new, old))
 
@@ -206,9 +205,9 @@ def flat_state(rule: Rule, states: Any, t: Task) -> list[Tensor]:
 def flat_piece(rule: Rule, key: str, states: Any, t: Task, i: int) -> Tensor:
     """That of the i-th piece (count, ...) of each of a unit's matrices."""
     kept, (count, _, _) = rule.keeps[key], t.unit.route.matrices
-    stored: Tensor = part_of_state(states[t.unit.key][key], kept, t.route, i)
+    stored: Tensor = piece_of(states[t.unit.key][key], kept, t.route, i)
     start = t.unit.start * count // t.unit.shape[0]
-    return stored.view(viewed(kept, shapes(t.route)[i]))[start : start + count]
+    return stored.view(stack_shape(kept, shapes(t.route)[i]))[start : start + count]
 
 
 def publish(params: list[Tensor], places: dict[Tensor, Any]) -> Iterator[None]:
@@ -218,7 +217,7 @@ def publish(params: list[Tensor], places: dict[Tensor, Any]) -> Iterator[None]:
     for p in params:
         for rank, held in enumerate(places[p].holders):
             mail.send(rank, dtype, mine(p, places[p]))
-            mail.expect(rank, dtype, size(held.box))
+            mail.expect(rank, dtype, box_size(held.box))
     mail.post(place.group)
     yield
     mail.wait()

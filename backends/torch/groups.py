@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zeta.coefficients import check as check_steps
+from zeta.coefficients import check_coefficients
 from zeta.core import Hyper
 from zeta.routing.by_module import Overrides, routes
 from zeta.routing.by_name import overruled, route, warn_of_doubts
-from zeta.routing.layout import Route, check
+from zeta.routing.layout import Route, check_route
 
 # What torch.optim.AdamW takes beside what Zeta's __init__ names: (the value that is refused, why). No other value has
 # an effect: a step is always fused, and of as few operators as foreach would make it.
@@ -114,7 +114,7 @@ def check_values(group: dict[str, Any]) -> None:
         if not isinstance(value, Real) and not (isinstance(value, Tensor) and value.numel() == 1):
             raise ValueError(f"{name} is {value!r}, but must be a number or a tensor of one")
     Hyper(**{name: group[name] for name in ("lr", "betas", "eps", "weight_decay")})
-    check_steps(group["coefficients"])
+    check_coefficients(group["coefficients"])
     check_dtype("ns_dtype", group["ns_dtype"])
 
 
@@ -155,7 +155,7 @@ def group_routes(group: dict[str, Any]) -> list[tuple[Any, ...]]:
     names = group.get("param_names") or [""] * len(params)
     check_parameters(zip(names, params, strict=True))
     if "routes" in group:
-        given = [check(Route(*r), tuple(p.shape)) for r, p in zip(group["routes"], params, strict=True)]
+        given = [check_route(Route(*r), tuple(p.shape)) for r, p in zip(group["routes"], params, strict=True)]
         return [tuple(r) for r in given]
     found = [route(name, tuple(p.shape)) for name, p in zip(names, params, strict=True)]
     if group["treatment"] is not None:
@@ -179,7 +179,7 @@ def check_shapes(groups: list[dict[str, Any]], known: dict[int, torch.Size]) -> 
         for i, (p, way) in enumerate(zip(group["params"], group["routes"], strict=False)):
             if id(p) not in known:  # put in another's place, as accelerate does when it shards a model
                 try:
-                    check(Route(*way), tuple(p.shape))
+                    check_route(Route(*way), tuple(p.shape))
                 except ValueError as error:
                     raise ValueError(f"{name_of(group, i)} was put into a group by hand: {error}") from error
                 known[id(p)] = p.shape

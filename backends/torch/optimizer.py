@@ -17,7 +17,7 @@ from zeta.routing.layout import Route, batches, is_vector
 from zeta.step_report import Report
 
 from . import step as torch_step
-from .adamw import Part, adamw, part
+from .adamw import Part, adamw, own_part
 from .groups import (
     ADAMW,
     apart,
@@ -263,7 +263,7 @@ class Zeta(torch.optim.Optimizer):
                 state, place = self.state[p], self.place(p)
                 prepare(state, p, r, self.rule.keeps, place)
                 if r.treatment == "adamw":
-                    vectors.append(part(p, state, place, is_vector(r, tuple(p.shape))))
+                    vectors.append(own_part(p, state, place, is_vector(r, tuple(p.shape))))
                 elif place is None:
                     alone[p] = r
             result.append((alone, vectors))

@@ -189,9 +189,9 @@ def rounds_scalars(x: Tensor) -> bool:
     return x.device.type == "mps" and x.dtype in (torch.float16, torch.bfloat16)
 
 
-def stack(arrays: list[Tensor], views: list[tuple[int, ...]], out: Tensor | None = None) -> Tensor:
+def stack(arrays: list[Tensor], shapes: list[tuple[int, ...]], out: Tensor | None = None) -> Tensor:
     """(count, rows, cols) of all arrays together, each seen as (count, rows, cols)."""
-    return torch.cat([a.reshape(view) for a, view in zip(arrays, views, strict=True)], out=out)
+    return torch.cat([a.reshape(shape) for a, shape in zip(arrays, shapes, strict=True)], out=out)
 
 
 def unstack(stacked: Tensor, like: list[Tensor]) -> list[Tensor]:

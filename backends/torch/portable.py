@@ -40,7 +40,7 @@ def load_named_state(params: Any, optimizers: Any, arrays: Mapping[str, Any]) ->
     model, owner = named(params), owners(optimizers)
     values = {full: torch.as_tensor(a) for full, a in arrays.items()}
     shapes = {full: tuple(value.shape) for full, value in values.items()}
-    check(shapes, model, owner)
+    check_saved(shapes, model, owner)
     for name, p in model.items():
         p.copy_(values[name] if hasattr(values[name], "device_mesh") else placed(values[name], p, None))
         if p in owner:
@@ -75,7 +75,7 @@ def to_numpy(state: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     return {name: (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy() for name, x in wholes}
 
 
-def check(saved: Mapping[str, Any], model: Mapping[str, Tensor], owner: Mapping[Tensor, Any]) -> None:
+def check_saved(saved: Mapping[str, Any], model: Mapping[str, Tensor], owner: Mapping[Tensor, Any]) -> None:
     """Raises ValueError where saved arrays of these shapes are not the model's, or not what its optimizers keep."""
     check_parameters(saved, {name: tuple(p.shape) for name, p in model.items()})
     check_state(saved, model, needs(model, owner))

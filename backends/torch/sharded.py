@@ -17,7 +17,7 @@ from zeta.checkpoint import sync
 from zeta.portable import parameter_of
 
 from .placement import zeros
-from .portable import check, load_named_state, named, named_state, owners, to_numpy
+from .portable import check_saved, load_named_state, named, named_state, owners, to_numpy
 
 SETTINGS = "zeta.json"
 
@@ -53,7 +53,7 @@ def load_sharded(folder: Path | str, params: Any, optimizers: Any) -> dict[str, 
     Raises ValueError, before anything is changed, where names or shapes do not fit the model.
     """
     saved, model, owner = _saved(Path(folder)), named(params), owners(optimizers)
-    check({name: tuple(size) for name, (size, _) in saved.items()}, model, owner)
+    check_saved({name: tuple(size) for name, (size, _) in saved.items()}, model, owner)
     arrays: dict[str, Any] = {}
     for full, (size, dtype) in saved.items():
         p = model[parameter_of(full, model)]

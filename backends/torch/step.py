@@ -9,7 +9,7 @@ from torch import Tensor
 from zeta.core import Hyper, Rule, flat_axes
 from zeta.routing.layout import Route, piece
 from zeta.stages import per_row
-from zeta.storage import part, viewed
+from zeta.storage import piece_of, stack_shape
 
 from .groups import dtype_of
 from .orthogonalize import newton_schulz, newton_schulz_, stack, unstack
@@ -27,7 +27,7 @@ def step(
     """`rule.update` for pieces of one shape, {(parameter, piece): (count, rows, cols)}; (u, pieces) after it."""
     shapes, hyper = list(batch.values()), settings(options, next(iter(batch))[0].device)
     params = [piece(p, routes[p], i) for p, i in batch]  # views: what is written to them is written to p
-    kept = {key: [part(states[p][key], shape, routes[p], i) for p, i in batch] for key, shape in rule.keeps.items()}
+    kept = {key: [piece_of(states[p][key], shape, routes[p], i) for p, i in batch] for key, shape in rule.keeps.items()}
     wide = torch.promote_types(params[0].dtype, torch.float32)
     g = stack([piece(p.grad, routes[p], i) for p, i in batch], shapes).to(wide)
     if options["maximize"]:
@@ -36,7 +36,7 @@ def step(
     rows = [sums[key] for key, wish in rule.sums.items() if wish == ("nonzero_count", per_row)]
     sums["moved"] = rows[0].amax(-2, keepdim=True) if rows else InPlace.nonzero_count(g, (-2, -1))
     local(rule, unstack(g, params), {key: kept[key] for key in kept if key not in rule.carried}, hyper)
-    carried = {k: stack(kept[k], [viewed(rule.keeps[k], shape) for shape in shapes]) for k in rule.carried}
+    carried = {k: stack(kept[k], [stack_shape(rule.keeps[k], shape) for shape in shapes]) for k in rule.carried}
     u, carried = whole(rule, g, sums, carried, options, hyper)
     for key, value in carried.items():
         torch._foreach_copy_(kept[key], unstack(value, kept[key]))

@@ -13,7 +13,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from zeta.routing.fused import Layer, fused
-from zeta.routing.layout import Route, check, shapes
+from zeta.routing.layout import Route, check_route, shapes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -121,7 +121,7 @@ def layer_of(name: str, shape: tuple[int, ...]) -> Layer:
 def overruled(by_rule: Route, wish: str | Route, shape: tuple[int, ...]) -> Route:
     """The route that a user asks for: a treatment, or a whole route. Raises ValueError where the shape forbids it."""
     if isinstance(wish, Route):
-        return check(wish, shape)
+        return check_route(wish, shape)
     if wish not in ("zeta", "adamw"):
         raise ValueError(f'treatment is {wish!r}, but must be "zeta", "adamw" or a zeta.Route')
     if wish == by_rule.treatment:

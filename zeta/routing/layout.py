@@ -103,7 +103,7 @@ def batches(routes: dict[Key, tuple[Route, Hashable]]) -> Iterator[dict[tuple[Ke
     yield from unfinished.values()
 
 
-def check(route: Route, shape: tuple[int, ...]) -> Route:
+def check_route(route: Route, shape: tuple[int, ...]) -> Route:
     """The route, if it fits a parameter of this shape; else ValueError."""
     if route.treatment not in ("zeta", "adamw"):
         raise ValueError(f'treatment is {route.treatment!r}, but must be "zeta" or "adamw": {route}')
