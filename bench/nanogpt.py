@@ -3,7 +3,7 @@
     python bench/nanogpt.py                # five seeds; --seeds 1 for a look
 
 A GPT of four layers, four heads and 128 channels reads 12 windows of 64 bytes of Python's own library a step. All else
-is the recipe's: two groups by decay (0.1 and none), betas (0.9, 0.99), clipping at 1, a warm-up of 15 steps and a cosine
+is the recipe's: two groups by decay (0.1 and none), betas (0.9, 0.99), clipping at 1, a warm-up of 15 steps, a cosine
 to a tenth. The recipe stays as it is, but for the class and its rate.
 """
 
