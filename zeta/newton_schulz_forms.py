@@ -22,6 +22,9 @@ GRAM_ROWS = 128  # below, it saves no time worth its rounding: in half precision
 RESTART_SLOPE = 50.0
 # The same before a first restart in bfloat16, where a third `jordan` step costs up to 2.7 times Muon's error.
 FIRST_SLOPE = 20.0
+# Up to so many steps numbers are kept apart from matrices: the longer compositions of "auto" leave 1 % of room above one
+# and are steep beyond it, where what `gram_apart` rounds at small singular values lets them diverge.
+APART_STEPS = 5
 # What multiplies a matrix that is added to a product is a power of two, so that rounding it costs nothing: MLX's Metal
 # kernels keep alpha in float32, but round beta to half where they split a product's sums (0.32). For that, and lest
 # what is small be lost, the iterates are scaled: of a 4096 x 4096 matrix an entry of x is 2e-4, of x x^T 4e-6, in
@@ -41,8 +44,9 @@ def iterate(
     rows, cols = x.shape[-2:]
     if rows == 1:
         return x
-    form = (gram_apart if apart else gram) if is_long(rows, cols) else direct
-    return form(narrow(x), steps_for(coefficients, rows, cols), symmetric, multiply)
+    steps = steps_for(coefficients, rows, cols)
+    form = (gram_apart if apart and len(steps) <= APART_STEPS else gram) if is_long(rows, cols) else direct
+    return form(narrow(x), steps, symmetric, multiply)
 
 
 def size(coefficients: Steps, rows: int, cols: int, *, apart: bool = False) -> float:
@@ -52,7 +56,7 @@ def size(coefficients: Steps, rows: int, cols: int, *, apart: bool = False) -> f
         return float(polynomial(1.0, steps))
     if not is_long(rows, cols):
         return direct_steps(steps)[0]
-    return 1.0 if apart else gram_steps(steps)[0]
+    return 1.0 if apart and len(steps) <= APART_STEPS else gram_steps(steps)[0]
 
 
 def is_long(rows: int, cols: int) -> bool:
