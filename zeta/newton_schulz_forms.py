@@ -22,7 +22,7 @@ GRAM_ROWS = 128  # below, it saves no time worth its rounding: in half precision
 RESTART_SLOPE = 50.0
 # The same before a first restart in bfloat16, where a third `jordan` step costs up to 2.7 times Muon's error.
 FIRST_SLOPE = 20.0
-# Up to so many steps numbers are kept apart from matrices: the longer compositions of "auto" leave 1 % of room above one
+# Up to so many steps numbers are kept apart: the longer compositions of "auto" leave 1 % of room above one
 # and are steep beyond it, where what `gram_apart` rounds at small singular values lets them diverge.
 APART_STEPS = 5
 # What multiplies a matrix that is added to a product is a power of two, so that rounding it costs nothing: MLX's Metal
