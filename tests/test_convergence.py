@@ -11,10 +11,10 @@ import torch
 
 BENCH = Path(__file__).parent.parent / "bench"
 sys.path.append(str(BENCH))  # whose files import one another by name
-contenders, convergence, standings, tasks = map(import_module, ("contenders", "convergence", "standings", "tasks"))
-main, needed, outcomes, read, search, start_of = (
-    getattr(convergence, name) for name in ("main", "needed", "outcomes", "read", "search", "start_of")
-)
+names = ("contenders", "convergence", "search", "standings", "tasks")
+contenders, convergence, searching, standings, tasks = map(import_module, names)
+main, outcomes, read = convergence.main, convergence.outcomes, convergence.read
+needed, search, start_of = searching.needed, searching.search, searching.start_of
 CONTENDERS, Setting, SEARCHED = contenders.CONTENDERS, contenders.Setting, contenders.SEARCHED
 
 
@@ -50,7 +50,7 @@ def test_the_search_ends_where_no_neighbour_is_better(name, lowest):
     known = played(loss, [name])
     best, missing = search(known, start_of("vit", name))
     assert not missing and tuple(away(best)) == lowest
-    near = [s for axis in convergence.AXES for s in convergence.beside(best, axis)]
+    near = [s for axis in searching.AXES for s in searching.beside(best, axis)]
     assert len(near) == 8 and all(known[s]["final"] > known[best]["final"] for s in near)
     assert len(known) <= 9 + 5 + 5 * sum(map(abs, lowest))
     assert {s.seed for s in known} == {SEARCHED, *range(5)}
@@ -58,15 +58,15 @@ def test_the_search_ends_where_no_neighbour_is_better(name, lowest):
 
 def test_axes_end_where_nothing_changes_any_more():
     s = start_of("vit", "zeta")
-    assert [t.weight_decay for t in convergence.beside(s._replace(weight_decay=0.0125), "weight_decay")] == [0.025]
-    assert [t.b1 for t in convergence.beside(s._replace(b1=0.2), "b1")] == [0.6]
-    assert [t.b1 for t in convergence.beside(s._replace(b1=0.9875), "b1")] == [0.975]
+    assert [t.weight_decay for t in searching.beside(s._replace(weight_decay=0.0125), "weight_decay")] == [0.025]
+    assert [t.b1 for t in searching.beside(s._replace(b1=0.2), "b1")] == [0.6]
+    assert [t.b1 for t in searching.beside(s._replace(b1=0.9875), "b1")] == [0.975]
 
 
 def test_the_search_stays_away_from_what_diverged():
     cliff = played(lambda s: None if s.lr > 0.04 else bowl(9, 0, 0, 0)(s))
     best, _ = search(cliff, start_of("vit", "zeta"))
-    assert best.lr == 0.032 and convergence.final(cliff, best) < inf
+    assert best.lr == 0.032 and searching.final(cliff, best) < inf
 
 
 def test_what_is_known_is_not_run_again_and_the_end_is_the_same():
