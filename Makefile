@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 INSTALL = $(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable
 TOO_OLD = zeta needs Python 3.11 or newer, but $(PYTHON) is %d.%d.%d: make $(or $(MAKECMDGOALS),train) PYTHON=python3.12
 
-.PHONY: train test quick parity bench lint
+.PHONY: train test quick zoo parity bench lint
 train: .venv/train
 	$(BIN)/python examples/train_lm.py
 
@@ -16,6 +16,10 @@ test: .venv/test
 QUICK = core family forms routing sharing param_groups mlx_optimizer checkpoint rooms
 quick: .venv/test
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(QUICK:%=tests/test_%.py)
+
+# Where the parameters of every model type of Transformers go: a minute.
+zoo: .venv/test
+	ZOO=1 $(BIN)/python -m pytest -q tests/test_zoo_mlx.py tests/test_zoo_transformers.py
 
 parity: .venv/test
 	$(BIN)/zeta parity

@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import small_models
 
+import zeta.routing.model
 from zeta import cli
 from zeta.parity import targets as machine
 from zeta.parity.targets import Absent, Target, numpy_target
@@ -220,6 +222,36 @@ def test_routing_of_a_config(capsys, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert cli.main(["routing", str(tmp_path / "config.json")]) == 0
     assert "1x768x768 + 1x768x768 + 1x768x768" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("library", ["torch", "mlx"])
+def test_routing_of_a_folder_in_either_library(capsys, tmp_path, library):
+    """Layers alike stand once, unless all are asked for; a sum says what goes where."""
+    pytest.importorskip("transformers" if library == "torch" else "mlx_lm")
+    config = small_models.MLX_LLAMA | dict(model_type="llama", architectures=["LlamaForCausalLM"])
+    (tmp_path / "config.json").write_text(json.dumps(config | dict(tie_word_embeddings=False)))
+    command = ["routing", str(tmp_path), "--library", library]
+    assert cli.main(command) == 0
+    out = capsys.readouterr().out
+    assert "model.layers.*.mlp.up_proj.weight x2" in out
+    assert "to Zeta as 14 matrices" in out and "no doubts" in out
+    assert cli.main([*command, "--all"]) == 0
+    assert "model.layers.1.mlp.up_proj.weight" in capsys.readouterr().out
+    assert cli.main([*command, "--json"]) == 0
+    up = next(row for row in json.loads(capsys.readouterr().out) if "up_proj" in row["name"])
+    assert (up["count"], up["shape"], up["matrices"]) == (2, [48, 32], [[1, 48, 32]])
+
+
+def test_routing_says_that_a_config_has_no_head(capsys, tmp_path):
+    pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text(json.dumps(small_models.LLAMA | dict(model_type="llama")))
+    assert cli.main(["routing", str(tmp_path)]) == 0
+    assert "LlamaModel has no output head" in capsys.readouterr().err
+
+
+def test_routing_takes_mlx_lm_s_model_where_torch_is_not_installed(monkeypatch):
+    monkeypatch.setattr(zeta.routing.model, "find_spec", lambda name: None if name == "torch" else name)
+    assert zeta.routing.model._installed() == "mlx"
 
 
 def test_routing_reports_what_is_ambiguous_and_fails(capsys, monkeypatch, tmp_path):

@@ -11,8 +11,9 @@ from zeta.coefficients import auto_coefficients
 from zeta.core import COEFFICIENTS, Hyper, init, newton_schulz, update
 from zeta.extras import need
 from zeta.routing.by_module import routes
-from zeta.routing.by_name import report, route
+from zeta.routing.by_name import route
 from zeta.routing.layout import Route
+from zeta.routing.report import report
 
 __all__ = [
     "COEFFICIENTS",

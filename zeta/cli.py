@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NoReturn
 from zeta.extras import Missing, need
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from zeta.parity.checks import Result
 
 
@@ -74,7 +76,14 @@ def _add_parity(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def _add_routing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     about = "Print which of a model's parameters go to Zeta, as which matrices, and which to AdamW."
     command = commands.add_parser("routing", help=about, description=about)
-    command.add_argument("model", metavar="MODEL", help="package.module:function that makes it, or a config.json")
+    command.add_argument("model", metavar="MODEL", help="package.module:function, a config.json or its folder")
+    command.add_argument("--all", action="store_true", help="a line for every parameter, not one for layers alike")
+    command.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
+    command.add_argument(
+        "--library",
+        choices=("torch", "mlx"),
+        help="whose model of a config: Transformers' (the default if torch is installed) or mlx-lm's",
+    )
     command.add_argument("--per-head", action="store_true", help="every head of query, key and value by itself")
     command.set_defaults(run=routing, command=command)
 
@@ -163,24 +172,37 @@ def routing(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """0, or 1 where something about the model was ambiguous."""
     import warnings
 
-    from rich.console import Console
-
+    from zeta.routing import report
     from zeta.routing.by_module import read, routes
-    from zeta.routing.by_name import report
     from zeta.routing.model import find_model
 
     try:
-        model = find_model(args.model)
+        model = find_model(args.model, args.library)
     except ValueError as error:
         parser.error(str(error))
     with warnings.catch_warnings(record=True) as doubts:
         warnings.simplefilter("always")
-        found = routes(model, per_head=args.per_head)
-    Console(width=None if sys.stdout.isatty() else 160).print(report(read(model)[0].items(), found))
+        chosen = routes(model, per_head=args.per_head)
+    arrays = read(model)[0]
+    rows = report.rows(arrays.items(), chosen, collapse=not args.all)
+    if args.json:
+        print(json.dumps(report.objects(rows), indent=1))
+    else:
+        _print_routes(report.table(rows), report.footer(arrays, chosen))
+    if type(model).__name__.endswith("Model") and not any(r.reason == "output head" for r in chosen.values()):
+        print(f"note: {type(model).__name__} has no output head: its config names no other class", file=sys.stderr)
     mine = [doubt for doubt in doubts if "overrides" in str(doubt.message)]
     for doubt in mine:
         print(f"ambiguous: {doubt.message}", file=sys.stderr)
     return 1 if mine else 0
+
+
+def _print_routes(table: "Table", footer: str) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    console.print(footer, highlight=False)
 
 
 def parity(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

@@ -7,16 +7,12 @@ what they leave open, `zeta.routes` reads from the model.
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from math import prod
-from typing import TYPE_CHECKING, Any
 
 from zeta.routing.fused import Layer, fused
-from zeta.routing.layout import Route, check_route, shapes
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from zeta.routing.layout import Route, check_route
 
 # Matched with the module that owns the parameter ("embed_tokens" of "model.embed_tokens.weight"), not the whole path:
 # "patch_embeddings.projection" is a projection. Position tables and special tokens are embeddings.
@@ -139,23 +135,3 @@ def warn_of_doubts(routes: Mapping[str, Route], remedy: str) -> None:
     if doubts:
         lines = "; ".join(f"{name} {doubt}" for name, doubt in doubts.items())
         warnings.warn(f"{lines}: {remedy}", stacklevel=4)
-
-
-def report(parameters: Iterable[tuple[str, Any]], routes: Mapping[str, Route] | None = None) -> "Table":
-    """A rich table: name, shape, treatment, matrices, an update's RMS and the reason of every floating-point parameter.
-
-    `parameters` are (name, array) pairs, as `model.named_parameters()` or `mlx.utils.tree_flatten(model.parameters())`
-    gives them; `routes` is what `zeta.routes(model)` says, None for what the names say: `rich.print(zeta.report(...))`.
-    """
-    from rich.table import Table  # not at import: a training run needs none
-
-    table = Table("parameter", "shape", "treatment", "matrices", "update RMS", "reason")
-    for name, array in parameters:
-        if "float" not in str(array.dtype):  # packed weights of a quantised layer
-            continue
-        shape = tuple(array.shape)
-        r = routes[name] if routes else route(name, shape)
-        matrices = " + ".join("x".join(map(str, s)) for s in shapes(r))
-        rms = "0.2 lr" if r.treatment == "zeta" else "up to lr"
-        table.add_row(name, "x".join(map(str, shape)), r.treatment, matrices, rms, r.reason + ("?" if r.doubt else ""))
-    return table

@@ -1,21 +1,22 @@
-"""The model that a command line names: a function to call, or a Transformers config."""
+"""The model that a command line names: a function to call, or a config of Transformers or mlx-lm."""
 
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from zeta.extras import EXTRAS, need
 
 
-def find_model(source: str) -> Any:
-    """The torch or MLX model of "package.module:function" (called without arguments), or of the path of a Transformers
-    config.json, whose parameters are shapes without memory.
+def find_model(source: str, library: str | None = None) -> Any:
+    """The torch or MLX model of "package.module:function" (called without arguments), or of a config.json or its
+    folder: Transformers' or mlx-lm's, by `library` ("torch" or "mlx"), whose parameters take no memory.
 
     Raises ValueError, with a remedy, for anything else; Missing where the model's library is not installed.
     """
     if source.endswith(".json") or Path(source).is_dir():
-        return _from_config(Path(source))
+        return _from_config(Path(source), library or _installed())
     module, _, name = source.partition(":")
     if not name:
         raise ValueError(f"{source!r} names no model: write package.module:function, or the path of a config.json")
@@ -44,16 +45,32 @@ def _need_library_of(source: str, error: Exception) -> None:
         need(source, library)
 
 
-def _from_config(path: Path) -> Any:
+def _installed() -> str:
+    return "mlx" if find_spec("mlx_lm") and not find_spec("torch") else "torch"
+
+
+def _from_config(path: Path, library: str) -> Any:
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"there is no file {file}")
-    need("a config.json", "torch", "transformers")
+    need("a config.json", *(("mlx", "mlx-lm") if library == "mlx" else ("torch", "transformers")))
     try:
-        return _on_meta(file)
-    except Exception as error:  # Transformers raises nothing narrower
+        return _of_mlx_lm(file) if library == "mlx" else _on_meta(file)
+    except Exception as error:  # neither raises anything narrower
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{file} is no config that Transformers can read: {why}") from error
+        name = "mlx-lm" if library == "mlx" else "Transformers"
+        raise ValueError(f"{file} is no config that {name} can read: {why}") from error
+
+
+def _of_mlx_lm(file: Path) -> Any:
+    """Its arrays are lazy: what they would hold is never computed."""
+    import json
+
+    from mlx_lm.utils import _get_classes  # mlx-lm 0.32 has no public way from a config to a model
+
+    config = json.loads(file.read_text())
+    model, arguments = _get_classes(config)
+    return model(arguments.from_dict(config))
 
 
 def _on_meta(file: Path) -> Any:

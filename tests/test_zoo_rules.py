@@ -1,0 +1,80 @@
+"""Each rule of the routing is needed: without it a type of the zoos is routed differently. And what stays a doubt."""
+
+import re
+import warnings
+from collections import Counter
+
+import pytest
+import zoo_mlx
+import zoo_table
+import zoo_transformers
+
+import zeta
+from zeta.routing import by_module, kinds, splits
+from zeta.routing.source import Use
+
+pytest.importorskip("transformers")
+pytest.importorskip("mlx_lm")
+NOTHING = re.compile(r"(?!)()")
+MLX, TORCH = zoo_mlx, zoo_transformers
+RULES = {  # where the rule stands, what is put in its place, and a type that shows it
+    "a head has the shape of the vocabulary's table": (kinds.Model, "vocabularies", set(), MLX, "gpt_neox"),
+    "a head is the last layer of what is named so": (kinds, "HEAD_MODULE", NOTHING, TORCH, "owlvit"),
+    "heads side by side are heads": (kinds, "pairwise", lambda chain: [], TORCH, "musicgen"),
+    "the head's layer may be named a prediction": (kinds, "PREDICTION", NOTHING, TORCH, "vit_mae"),
+    "rows that are a width are no head's": (kinds.Model, "widths", set(), TORCH, "sam2_video"),
+    "what is used entry by entry is no matrix": (kinds, "use", lambda *_: Use("product"), MLX, "mamba"),
+    "what is multiplied is a matrix": (kinds, "use", lambda *_: Use("entries"), TORCH, "mixtral"),
+    "an einsum tells the matrix": (kinds, "_product", lambda layer, *_: layer, TORCH, "xlnet"),
+    "the code tells the parts": (by_module, "split", lambda *_: None, MLX, "granitemoehybrid"),
+    "the code tells the order": (by_module, "split", lambda *_: None, MLX, "internlm2"),
+    "experts have an order of their own": (by_module, "attribute", lambda *_: False, TORCH, "minimax"),
+    "a query's halves are one": (splits, "ROTATED", NOTHING, TORCH, "persimmon"),
+    "a projection by its name is one": (splits, "SINGLE", NOTHING, TORCH, "roformer"),
+    "a gated unit is split": (splits, "GATED", set(), TORCH, "wav2vec2-conformer"),
+    "a wrapped layer is split by the next module": (kinds.Model, "layers_in", Counter(), TORCH, "levit"),
+    "a weight-normed convolution is one": (kinds, "PARAMETRIZED", NOTHING, TORCH, "wav2vec2"),
+    "an array in a list belongs to the list's module": (kinds, "CONTAINERS", set(), TORCH, "reformer"),
+    "a transposed convolution is one": (kinds, "CONVOLUTION", re.compile(r"Conv[123]d$"), TORCH, "sam"),
+    "a grouped linear has a matrix a group": (kinds, "GROUPS", (), TORCH, "deepseek_v4"),
+    "MLX's own depthwise convolutions": (kinds, "keywords", lambda _: set(), MLX, "recurrent_gemma"),
+    "what was not understood is a doubt": (by_module, "FUSED", NOTHING, MLX, "muse_spark"),
+}
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_without_the_rule_a_type_is_routed_differently(rule, monkeypatch):
+    owner, name, other, zoo, type_name = RULES[rule]
+    right = zoo_table.lines(zoo, type_name)
+    monkeypatch.setattr(owner, name, other)
+    assert zoo_table.lines.__wrapped__(zoo, type_name) != right
+
+
+SURE = ["llama", "qwen3", "gemma", "mistral", "gpt2", "phi3", "mixtral", "vit", "whisper", "t5"]
+
+
+@pytest.mark.parametrize("name", SURE)
+def test_nothing_is_in_doubt(name):
+    assert not any(line.endswith("?") for line in zoo_table.lines(TORCH, name))
+
+
+def own_module(source):
+    """A torch module of a class whose text cannot be read, as one that was typed in has none."""
+    torch = pytest.importorskip("torch")
+    names = {"torch": torch, "nn": torch.nn, "__name__": "typed_in"}
+    exec(source, names)
+    return names["Own"]()
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (3, 6, 8)])
+def test_an_array_of_which_nothing_is_known_is_a_doubt(shape):
+    made = f"super().__init__(); self.table = nn.Parameter(torch.ones{shape})"
+    model = own_module(f"class Own(nn.Module):\n    def __init__(self): {made}")
+    assert "does not tell whether it is a matrix" in zeta.routes(model)["table"].doubt
