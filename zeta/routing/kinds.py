@@ -30,8 +30,8 @@ OUTPUT = re.compile(r"^(output|proj_out)$")
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_q_heads")
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads", "kv_n_heads", "n_kv_head")
 GROUPS = ("groups", "n_groups", "num_groups", "n_blocks")
-# Names of arrays that a module multiplies with its own hands.
-TELLING = re.compile(r"(proj|projection|linear|dense|fc\d*|kernel|^w\d|^w[qkvo]|_w)(_weight)?$|^in_proj_weight$")
+# Names of layers, and of arrays that a module multiplies with its own hands.
+TELLING = re.compile(r"(proj|projection|linear|dense|fc\d*|kernel|router|^w\d|^w[qkvo]|_w)(_weight)?$")
 UNTOLD = "belongs to no known layer, and its module's code does not tell whether it is a matrix"
 
 
@@ -262,7 +262,9 @@ def _bare(layer: Layer, at: Place, model: Model, shape: tuple[int, ...]) -> Laye
         return layer._replace(kind="convolution", groups=attribute(owner, "groups") or 1, doubt="")
     if used.kind:
         return layer._replace(kind="embedding" if used.kind == "lookup" else "entries", doubt="")
-    told = TELLING.search(at.leaf) or type(owner).__module__.partition(".")[0] in LIBRARIES
+    told = (
+        TELLING.search(layer.name) or TELLING.search(at.leaf) or type(owner).__module__.partition(".")[0] in LIBRARIES
+    )
     if told and layer.kind == "matrix":
         return layer._replace(doubt="")
     return layer._replace(kind="matrix" if layer.kind == "matrix" or len(shape) < 4 else layer.kind, doubt=UNTOLD)
