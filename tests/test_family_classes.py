@@ -110,7 +110,8 @@ def alone(rule, param, grads, hyper):
 
 def expected(kind, grads=GRADS, hyper=None):
     """Every parameter after the pure functions in float64, the fused one piece by piece."""
-    rule, hyper = RULES[kind], hyper or zeta.Hyper(lr=1e-2)
+    rule = RULES[kind]
+    hyper = hyper or replace(rule.defaults, lr=1e-2)
     want = {n: alone(rule, PARAMS[n], [g[n] for g in grads], hyper) for n in ("down.weight", "experts.up.weight")}
     cuts = [slice(0, 12), slice(12, 20), slice(20, 24)]
     qkv = [alone(rule, PARAMS["qkv.weight"][c], [g["qkv.weight"][c] for g in grads], hyper) for c in cuts]

@@ -111,7 +111,7 @@ def batch(target: Target) -> Target:
 
     def iterate(x: Array, *rest: Any) -> Array:
         y = right(x, *rest)
-        return array_namespace(y).roll(y, 1, axis=0)
+        return array_namespace(y).roll(y, 1, axis=0) if y.ndim > 2 else y
 
     return _broken(target, "batch", forms, iterate=iterate)
 
