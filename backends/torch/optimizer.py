@@ -226,7 +226,8 @@ class Zeta(torch.optim.Optimizer):
         # would import the compiler, two seconds, for those who need no optimizer.
         untraced: Callable[..., Any] = torch.compiler.disable
         prepared = untraced(self._prepare_on_ranks)() if self._ranks.shared else self._prepare()
-        measured, exact = list[Measured](), None if torch.compiler.is_compiling() else self._exact
+        measured: list[Measured] = []
+        exact = None if torch.compiler.is_compiling() else self._exact
         for group, (routes, vectors) in zip(self.param_groups, prepared, strict=True):
             adamw(vectors, group)
             rule = self.rule_of(group)

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from zeta import checkpoint
-from zeta.checkpoint import sync
 from zeta.portable import parameter_of
 
 from .placement import zeros
@@ -28,6 +26,8 @@ def save_sharded(folder: Path | str, params: Any, optimizers: Any, settings: Map
     `settings` is whatever JSON can hold. Raises ValueError where the folder is there already.
     """
     from torch.distributed.checkpoint.state_dict_saver import save
+
+    from zeta.checkpoint import sync  # which needs safetensors
 
     text = json.dumps(dict(settings or {}))
     folder, first = Path(folder), not dist.is_initialized() or dist.get_rank() == 0
@@ -73,6 +73,8 @@ def convert(folder: Path, file: Path) -> None:
 
     Raises ValueError for a folder that is none of `save_sharded`'s, or damaged.
     """
+    from zeta import checkpoint
+
     arrays: dict[str, Any] = {name: torch.zeros(size, dtype=dtype) for name, (size, dtype) in _saved(folder).items()}
     _load(arrays, folder, alone=True)
     checkpoint.save(file, to_numpy(arrays), _settings(folder))
