@@ -80,8 +80,8 @@ MODELS: dict[str, Callable[[], Shapes]] = {  # layers, width, hidden, heads, key
 
 def cost(model: Shapes, mesh: tuple[int, ...], cuts: tuple[str, ...], rule: Rule = family.zeta) -> Cost:
     """Of one step of the model's matrices over a mesh, whose axes hold copies or share rows or columns out."""
-    found = routes(model)
-    arrays: dict[Any, Any] = {n: (model[n], r, None, holders(model[n], mesh, cuts)) for n, r in found.items()}
+    by_name = routes(model)
+    arrays: dict[Any, Any] = {n: (model[n], r, None, holders(model[n], mesh, cuts)) for n, r in by_name.items()}
     batches, ranks = plan(arrays), prod(mesh)
     work = [0] * ranks
     for unit, owner in (task for batch in batches for task in batch):
@@ -104,8 +104,8 @@ def gathered(model: Shapes, mesh: tuple[int, ...], cuts: tuple[str, ...]) -> int
 
 
 def routes(model: Shapes) -> dict[str, Route]:
-    found = {name: zeta.route(name, shape) for name, shape in model.items()}
-    return {name: r for name, r in found.items() if r.treatment == "zeta"}
+    by_name = {name: zeta.route(name, shape) for name, shape in model.items()}
+    return {name: r for name, r in by_name.items() if r.treatment == "zeta"}
 
 
 def holders(shape: tuple[int, ...], mesh: tuple[int, ...], cuts: tuple[str, ...]) -> list[Held]:
@@ -115,23 +115,23 @@ def holders(shape: tuple[int, ...], mesh: tuple[int, ...], cuts: tuple[str, ...]
 
 def row(name: str, mesh: tuple[int, ...], cuts: tuple[str, ...], width: int) -> dict[str, Any]:
     model = MODELS[name]()
-    found = cost(model, mesh, cuts)
-    whole = sum(found.flops)
+    planned = cost(model, mesh, cuts)
+    whole = sum(planned.flops)
     return {
         "model": name,
         "matrices, 1e9": sum(prod(model[n]) for n in routes(model)) / 1e9,
         "ranks": " of ".join(f"{n} {cut}" for n, cut in zip(mesh, cuts, strict=True)),
-        "GB sent, most": width * max(found.sent) / 1e9,
+        "GB sent, most": width * max(planned.sent) / 1e9,
         **{
             name: width * max(cost(model, mesh, cuts, rule).sent) / 1e9
             for name, rule in RULES.items()
             if name != "Zeta"
         },
-        "mean": width * sum(found.sent) / len(found.sent) / 1e9,
+        "mean": width * sum(planned.sent) / len(planned.sent) / 1e9,
         "gather all": width * gathered(model, mesh, cuts) / 1e9,
-        "TFLOP, most": max(found.flops) / 1e12,
+        "TFLOP, most": max(planned.flops) / 1e12,
         "gather all ": whole / 1e12,
-        "most / mean": max(found.flops) * len(found.flops) / whole,
+        "most / mean": max(planned.flops) * len(planned.flops) / whole,
     }
 
 
@@ -189,8 +189,8 @@ def measured(ranks: int) -> dict[tuple[str, str], Cost]:
 
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(rank_of, (ranks, folder), nprocs=ranks)
-        found = [torch.load(Path(folder, str(rank))) for rank in range(ranks)]
-    return {what: Cost(*map(list, zip(*(one[what] for one in found), strict=True))) for what in found[0]}
+        counts = [torch.load(Path(folder, str(rank))) for rank in range(ranks)]
+    return {what: Cost(*map(list, zip(*(one[what] for one in counts), strict=True))) for what in counts[0]}
 
 
 def main() -> None:
@@ -217,9 +217,9 @@ def main() -> None:
                 "as told": got == want,
             }
             for ranks in (2, 4)
-            for (name, cut), found in measured(ranks).items()
+            for (name, cut), real in measured(ranks).items()
             for what, got, want in zip(
-                Cost._fields, found, cost(MODELS["small"](), (ranks,), (cut,), RULES[name]), strict=True
+                Cost._fields, real, cost(MODELS["small"](), (ranks,), (cut,), RULES[name]), strict=True
             )
         ]
         show("Counted in one step of a 12-layer model", rows, options)

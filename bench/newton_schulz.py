@@ -14,6 +14,7 @@ from measure import SLOW, arguments, medians, plot, show, timed, torch_peak
 from safetensors.numpy import load_file
 
 import zeta
+from zeta.parity import cases
 from zeta.parity.checks import spectral_polynomial
 
 JORDAN = zeta.COEFFICIENTS["jordan"]
@@ -208,13 +209,11 @@ def polynomial(x: np.ndarray) -> np.ndarray:
 
 
 def inputs(shapes: list[tuple[int, int, int]]) -> Iterator[tuple[str, np.ndarray]]:
-    rng = np.random.default_rng(0)
-    for _, rows, cols in shapes:
-        yield "Gaussian", rng.standard_normal((rows, cols))
-        yield "rank 4", rng.standard_normal((rows, 4)) @ rng.standard_normal((4, cols))
+    for shape in (shape[1:] for shape in shapes):
+        yield "Gaussian", cases.gaussian(shape)
+        yield "rank 4", cases.low_rank(shape)
         for condition in (1e3, 1e6):
-            u, _, vt = np.linalg.svd(rng.standard_normal((rows, cols)), full_matrices=False)
-            yield f"condition {condition:.0e}", (u * np.geomspace(1, 1 / condition, min(rows, cols))) @ vt
+            yield f"condition {condition:.0e}", cases.conditioned(shape, condition)
 
 
 def whitened_momentum(checkpoint: Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -106,11 +106,11 @@ def reach(steps: Coefficients) -> float:
 
 def svd_row(n: int) -> dict[str, Any]:
     """Of square Gaussian matrices, by SVD; the law is that the last two columns are the same for every size."""
-    seeds, found = max(2, 4096 // n), []
+    seeds, values = max(2, 4096 // n), []
     for seed in range(seeds):
         s = np.linalg.svd(np.random.default_rng([n, seed]).standard_normal((n, n)), compute_uv=False)
-        found.append(s / np.linalg.norm(s))
-    s, cells = np.array(found), {}
+        values.append(s / np.linalg.norm(s))
+    s, cells = np.array(values), {}
     for name, steps in {**SETS, "auto": auto_coefficients(n, n)}.items():
         shares = 100 * (polynomial(s, steps) < 0.5).mean(axis=1)
         cells[name] = f"{shares.mean():.2f} ± {shares.std() / np.sqrt(seeds):.2f}"
@@ -175,10 +175,10 @@ def draw(file: Path) -> None:
 
 def draw_shares(axes: Any, shapes: dict[float, tuple[int, int]]) -> None:
     """Shares in percent, of every set and of auto, by the keys of shapes."""
-    found = [share_left(n, m, {**SETS, "auto": auto_coefficients(n, m)}) for n, m in shapes.values()]
+    left = [share_left(n, m, {**SETS, "auto": auto_coefficients(n, m)}) for n, m in shapes.values()]
     at = range(len(shapes))
     for name, style in STYLES.items():
-        means, errors = (100 * np.array([shares[name][i] for shares in found]) for i in (0, 1))
+        means, errors = (100 * np.array([shares[name][i] for shares in left]) for i in (0, 1))
         axes.errorbar(at, means, errors, label=name, **style)
     for x, mean, (n, m) in zip(at, means, shapes.values(), strict=True):  # of auto, the last
         where = {"xytext": (0, -14 if mean > 0.01 else 6), "textcoords": "offset points", "ha": "center"}

@@ -133,10 +133,10 @@ def draw_task(axes: Any, runs: Runs) -> None:
     """A row for each optimizer, the lowest mean on top; those far off as numbers."""
     names, near = ranked(runs), close(runs)
     for y, name in enumerate(names):
-        found, colour = losses(runs[name]), COLOURS.get(name, GREY)
-        middle, half = interval(found)
+        final, colour = losses(runs[name]), COLOURS.get(name, GREY)
+        middle, half = interval(final)
         if name in near:
-            axes.errorbar(found, [y] * len(found), color=colour, **DOT)
+            axes.errorbar(final, [y] * len(final), color=colour, **DOT)
             axes.errorbar(middle, y, xerr=half if half < inf else None, color=colour, **BAR)
         else:
             far = f"{middle:.2f} →" if middle < inf else "diverged"

@@ -132,7 +132,7 @@ UNKNOWN = {"optimizer_config": {"zeta": {"momentum": 0.9}}}
 RANKED = {"lora_parameters": {"rank": 2, "scale": 8.0, "dropout": 0.1}}
 WRONG: dict[str, tuple[dict[str, Any], str, Callable[[Path], None]]] = {  # options, message, damage
     "name": ({"optimizer": "zeeta"}, "the optimizer is 'zeeta', but must be one of adam, .*, eta, .*, zeta$", content),
-    "option": (UNKNOWN, "optimizer_config of zeta: .*unexpected keyword argument 'momentum'", content),
+    "option": (UNKNOWN, "optimizer_config of zeta: Zeta takes no momentum: it is the first of betas", content),
     "lost": ({}, r"there is no .*adapters\.state\.safetensors.*: give .*, or leave the flag out", lose),
     "cut": ({}, "adapters.state.safetensors cannot be read.*: use another copy", cut),
     "optimizer": ({"optimizer": "eta"}, "of a run with optimizer zeta, and this one has eta: resume with", content),

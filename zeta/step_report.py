@@ -1,8 +1,10 @@
 """What a step did to each matrix: how far it moved, beside its own size, and how orthogonal its update was."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from itertools import chain
 from math import isfinite, nan
 from typing import Any, NamedTuple
 
@@ -78,9 +80,15 @@ def rows(names: Iterable[str], shape: tuple[int, ...], lr: float, sums: Iterable
         yield Row(name, lr, lr * (update / entries) ** 0.5, (weight / entries) ** 0.5, off)
 
 
-def labels(name: str, count: int) -> list[str]:
-    """What the matrices of one parameter are called."""
-    return [name] if count == 1 else [f"{name}[{i}]" for i in range(count)]
+def labels(batches: Iterable[Iterable[tuple[Any, int]]], name: Callable[[Any], str] = str) -> Iterator[list[str]]:
+    """What the matrices of each batch are called, which is [(parameter, how many of its matrices), ...]."""
+    batches = [list(batch) for batch in batches]
+    totals: Counter[Any] = Counter()
+    for key, count in chain(*batches):
+        totals[key] += count
+    unused = {p: iter([name(p)] if n == 1 else [f"{name(p)}[{i}]" for i in range(n)]) for p, n in totals.items()}
+    for batch in batches:
+        yield [next(unused[key]) for key, count in batch for _ in range(count)]
 
 
 def error(u: Array, size: Array, probe: Array | None) -> Array:

@@ -91,19 +91,26 @@ class Tuning:
                 args=args,
                 train_dataset=train_dataset,
                 iterate_batches=batches,
-                training_callback=Lines(training_callback),
+                training_callback=Lines(optimizer, training_callback),
                 **rest,
             )
 
 
 class Lines:
-    """Below each of mlx-lm's lines, the learning rate; both reach the callback that mlx-lm was given."""
+    """Below each of mlx-lm's lines, the learning rate and what the last step did; both reach mlx-lm's own callback."""
 
-    def __init__(self, following: Any) -> None:
+    def __init__(self, optimizer: Optimizer, following: Any) -> None:
         self.following = following
+        self.report = getattr(optimizer, "report", None)  # mlx-lm's own optimizers have none
+        if self.report:
+            self.report()  # which starts the measuring
 
     def on_train_loss_report(self, train_info: dict[str, Any]) -> None:
-        say(f"          rate {train_info['learning_rate']:.3e}")
+        summary = self.report().summary() if self.report else {}
+        done = [
+            f"{key.removeprefix('zeta/')} {summary[key]:.2e}" for key in ("zeta/update_rms", "zeta/ratio") if summary
+        ]
+        say(", ".join([f"          rate {train_info['learning_rate']:.3e}", *done]))
         if self.following:
             self.following.on_train_loss_report(train_info)
 

@@ -177,8 +177,8 @@ class Zeta(Optimizer):
         return tree_map_with_path(lambda name, _: new[name], gradients)
 
     def _states(self, names: Iterable[str]) -> dict[str, State]:
-        found = {name: leaf(self.state, name) for name in names}
-        return {name: {} if state is None else state for name, state in found.items()}
+        states = {name: leaf(self.state, name) for name in names}
+        return {name: {} if state is None else state for name, state in states.items()}
 
     def _step(self, hyper: Hyper, routes: dict[str, Route], grads: Any, states: Any, params: Any) -> dict[str, Any]:
         """{name: (wide param, state)} after the step of each parameter."""

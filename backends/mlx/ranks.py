@@ -24,11 +24,11 @@ Stack = tuple[int, ...]  # (count, rows, cols)
 
 def together(grads: dict[str, mx.array], group: mx.distributed.Group | None) -> dict[str, mx.array]:
     """The gradients, none of them there before all are: whatever averages them comes first on every rank."""
-    found = list(grads.values())
+    arrays = list(grads.values())
     if not group or not grads:
         return grads
-    dispatch(found)
-    return dict(zip(grads, mx.depends(found, found), strict=True))
+    dispatch(arrays)
+    return dict(zip(grads, mx.depends(arrays, arrays), strict=True))
 
 
 def dispatch(arrays: Any) -> None:

@@ -40,11 +40,6 @@ def of_batch(u: mx.array, weights: mx.array, lr: Any, exact: bool) -> mx.array:
 
 def read(batches: list[Batch], state: dict[str, mx.array]) -> Iterable[Row]:
     """The rows of all batches."""
-    totals: dict[str, int] = {}
-    for name, count in (one for batch in batches for one in batch.counts):
-        totals[name] = totals.get(name, 0) + count
-    unused = {name: iter(labels(name, total)) for name, total in totals.items()}
-    for i, batch in enumerate(batches):
-        own = [next(unused[name]) for name, count in batch.counts for _ in range(count)]
+    for i, (batch, called) in enumerate(zip(batches, labels(batch.counts for batch in batches), strict=True)):
         figures: Any = state[str(i)].tolist()
-        yield from rows(own, batch.shape, figures[3][0], figures[:3])
+        yield from rows(called, batch.shape, figures[3][0], figures[:3])

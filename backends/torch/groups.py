@@ -157,11 +157,11 @@ def group_routes(group: dict[str, Any]) -> list[tuple[Any, ...]]:
     if "routes" in group:
         given = [check_route(Route(*r), tuple(p.shape)) for r, p in zip(group["routes"], params, strict=True)]
         return [tuple(r) for r in given]
-    found = [route(name, tuple(p.shape)) for name, p in zip(names, params, strict=True)]
+    by_rule = [route(name, tuple(p.shape)) for name, p in zip(names, params, strict=True)]
     if group["treatment"] is not None:
-        found = [overruled(r, group["treatment"], tuple(p.shape)) for r, p in zip(found, params, strict=True)]
-    warn_of_doubts(dict(zip(names, found, strict=True)), "pass zeta.backends.torch.param_groups(model) instead")
-    return [tuple(r) for r in found]
+        by_rule = [overruled(r, group["treatment"], tuple(p.shape)) for r, p in zip(by_rule, params, strict=True)]
+    warn_of_doubts(dict(zip(names, by_rule, strict=True)), "pass zeta.backends.torch.param_groups(model) instead")
+    return [tuple(r) for r in by_rule]
 
 
 def check_gradients(groups: list[dict[str, Any]], owner: str) -> None:

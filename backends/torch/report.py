@@ -1,6 +1,7 @@
 """What a torch optimizer's step did to its matrices, measured while it runs, and read later."""
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -41,24 +42,15 @@ def _figures(u: Tensor, probe: Tensor | None) -> Tensor:
     return torch.stack([size.flatten(), error(u, size, probe).flatten()])
 
 
+@cache
 def _probe(n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    key = n, device, dtype
-    if key not in _PROBES:
-        _PROBES[key] = torch.from_numpy(signs(n)).to(device, dtype)
-    return _PROBES[key]
-
-
-_PROBES: dict[Any, Tensor] = {}
+    return torch.from_numpy(signs(n)).to(device, dtype)
 
 
 def read(batches: list[Measured], groups: list[dict[str, Any]]) -> Iterable[Row]:
     """The rows of all batches, in the order of the groups' parameters."""
     names = {p: (group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))])[k]
              for group in groups for k, p in enumerate(group["params"])}  # fmt: skip
-    totals: dict[Tensor, int] = {}
-    for p, count in (one for batch in batches for one in batch.counts):
-        totals[p] = totals.get(p, 0) + count
-    unused = {p: iter(labels(names[p], total)) for p, total in totals.items()}
-    for batch in batches:
-        own = [next(unused[p]) for p, count in batch.counts for _ in range(count)]
+    called = labels((batch.counts for batch in batches), names.__getitem__)
+    for batch, own in zip(batches, called, strict=True):
         yield from rows(own, tuple(batch.shape), float(batch.lr), batch.sums.tolist())

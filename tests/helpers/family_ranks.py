@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch._dynamo  # torch's optimizers import it: once for all ranks, here
 import torch.distributed as dist
+from rank_arrays import whole
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -122,11 +123,6 @@ def read(model: nn.Module, optimizer: backend.Zeta) -> dict[str, np.ndarray]:
         arrays[name] = whole(p) + state.pop("remainder", 0.0)
         arrays |= {f"{key}.{name}": value for key, value in state.items()}
     return arrays
-
-
-def whole(x: Any) -> np.ndarray:
-    x = x.full_tensor() if isinstance(x, DTensor) else x
-    return np.asarray(x.detach().double())
 
 
 def alone(kind: str, dtype: torch.dtype = torch.float32, names: Any = SHAPES, **options: Any) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch._dynamo  # torch's optimizers import it: once for all ranks, here
 import torch.distributed as dist
+from rank_arrays import read, scatter, whole
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -95,23 +96,6 @@ def train(model: nn.Module, optimizer: Zeta, steps: range = range(STEPS)) -> Non
         optimizer.step()
     assert len(optimizer.state) == sum(p.grad is not None for p in model.parameters())
     optimizer.state_dict()
-
-
-def scatter(x: torch.Tensor, like: Any) -> DTensor:
-    return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)  # every rank has it
-
-
-def whole(x: Any) -> np.ndarray:
-    x = x.full_tensor() if isinstance(x, DTensor) else x
-    return np.asarray(x.detach().double())
-
-
-def read(model: nn.Module, optimizer: Zeta) -> dict[str, np.ndarray]:
-    """Parameters by name, moments as "KEY.NAME"."""
-    found = {name: whole(p) for name, p in model.named_parameters()}
-    for name, p in model.named_parameters():
-        found |= {f"{key}.{name}": whole(value) for key, value in optimizer.state.get(p, {}).items()}
-    return found
 
 
 def copies(dtype: torch.dtype = torch.float32, **options: Any) -> dict[str, np.ndarray]:
@@ -226,10 +210,10 @@ def refused() -> dict[str, str]:
     rows = Model()
     del rows.scalar
     found["columns as rows"] = told(lambda: optimizer(fully_shard(rows)).load_state_dict(by_columns.state_dict()))
-    for whole in (True, False):
-        flat = FullyShardedDataParallel(mlp(), use_orig_params=whole, device_id=torch.device("cpu"))
-        found[f"FSDP1 {whole}"] = told(lambda flat=flat: param_groups(flat))  # type: ignore[misc]
-        found[f"FSDP1 {whole}, named"] = told(lambda flat=flat: Zeta(flat.named_parameters()))  # type: ignore[misc]
+    for original in (True, False):
+        flat = FullyShardedDataParallel(mlp(), use_orig_params=original, device_id=torch.device("cpu"))
+        found[f"FSDP1 {original}"] = told(lambda flat=flat: param_groups(flat))  # type: ignore[misc]
+        found[f"FSDP1 {original}, named"] = told(lambda flat=flat: Zeta(flat.named_parameters()))  # type: ignore[misc]
     return found
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch._dynamo  # torch's optimizers import it: once for all ranks, here
 import torch.distributed as dist
+from rank_arrays import read, scatter, whole
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -58,27 +59,10 @@ def backward(model: nn.Module, step: int) -> None:
         p.grad = scatter(g, p) if isinstance(p, DTensor) else g
 
 
-def scatter(x: torch.Tensor, like: Any) -> DTensor:
-    return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)  # every rank has it
-
-
 def train(model: nn.Module, optimizer: Zeta, steps: Iterable[int] = range(STEPS), step: Any = None) -> None:
     for t in steps:
         backward(model, t)
         (step or optimizer.step)()
-
-
-def whole(x: Any) -> np.ndarray:
-    x = x.full_tensor() if isinstance(x, DTensor) else x
-    return np.asarray(x.detach().double())
-
-
-def read(model: nn.Module, optimizer: Zeta) -> dict[str, np.ndarray]:
-    """Parameters by name, state as "KEY.NAME"."""
-    arrays = {name: whole(p) for name, p in model.named_parameters()}
-    for name, p in model.named_parameters():
-        arrays |= {f"{key}.{name}": whole(value) for key, value in optimizer.state.get(p, {}).items()}
-    return arrays
 
 
 def told(do: Callable[[], Any]) -> str:

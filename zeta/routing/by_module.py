@@ -41,9 +41,9 @@ def routes(model: Any, overrides: Overrides | None = None, *, per_head: bool = F
         if layer.kind in ("embedding", "head"):
             special.setdefault(id(arrays[name]), layer)
     by_rule = {n: route(n, tuple(a.shape), special.get(id(a), layers[n])) for n, a in arrays.items()}
-    found = _overrule(by_rule, arrays, overrides or {})
-    warn_of_doubts(found, 'decide with overrides={"part of the name": "zeta", "adamw" or a zeta.Route}')
-    return found
+    chosen = _overrule(by_rule, arrays, overrides or {})
+    warn_of_doubts(chosen, 'decide with overrides={"part of the name": "zeta", "adamw" or a zeta.Route}')
+    return chosen
 
 
 def read(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -113,7 +113,7 @@ def _transposed(owner: Any, layer: Layer, shape: tuple[int, ...], bases: set[str
 
 
 def _overrule(by_rule: dict[str, Route], arrays: dict[str, Any], overrides: Overrides) -> dict[str, Route]:
-    found = dict(by_rule)
+    chosen = dict(by_rule)
     matched: set[str] = set()
     for name, array in arrays.items():
         if callable(overrides):
@@ -123,8 +123,8 @@ def _overrule(by_rule: dict[str, Route], arrays: dict[str, Any], overrides: Over
             matched.update(patterns)
             wish = overrides[patterns[0]] if patterns else None
         if wish is not None:
-            found[name] = overruled(by_rule[name], wish, tuple(array.shape))
+            chosen[name] = overruled(by_rule[name], wish, tuple(array.shape))
     unused = [] if callable(overrides) else sorted(set(overrides) - matched)
     if unused:
         raise ValueError(f"no parameter's name contains {unused}: the model has {sorted(arrays)[:5]} and others")
-    return found
+    return chosen

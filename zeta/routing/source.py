@@ -53,6 +53,7 @@ class Use(NamedTuple):
 
 
 def class_of(module: Any) -> Any:
+    """Its type, as a key of the caches here: mypy takes no type[Any] for one."""
     return type(module)
 
 
