@@ -14,7 +14,6 @@ from measure import SLOW, arguments, medians, plot, show, timed, torch_peak
 from safetensors.numpy import load_file
 
 import zeta
-from zeta.parity import cases
 from zeta.parity.checks import spectral_polynomial
 
 JORDAN = zeta.COEFFICIENTS["jordan"]
@@ -209,11 +208,13 @@ def polynomial(x: np.ndarray) -> np.ndarray:
 
 
 def inputs(shapes: list[tuple[int, int, int]]) -> Iterator[tuple[str, np.ndarray]]:
-    for shape in (shape[1:] for shape in shapes):
-        yield "Gaussian", cases.gaussian(shape)
-        yield "rank 4", cases.low_rank(shape)
+    rng = np.random.default_rng(0)
+    for _, rows, cols in shapes:
+        yield "Gaussian", rng.standard_normal((rows, cols))
+        yield "rank 4", rng.standard_normal((rows, 4)) @ rng.standard_normal((4, cols))
         for condition in (1e3, 1e6):
-            yield f"condition {condition:.0e}", cases.conditioned(shape, condition)
+            u, _, vt = np.linalg.svd(rng.standard_normal((rows, cols)), full_matrices=False)
+            yield f"condition {condition:.0e}", (u * np.geomspace(1, 1 / condition, min(rows, cols))) @ vt
 
 
 def whitened_momentum(checkpoint: Path) -> Iterator[tuple[str, np.ndarray]]:
