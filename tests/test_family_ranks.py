@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 import communication  # noqa: E402
 import family_ranks  # noqa: E402
-from family_ranks import COUNTED, HALF, KINDS, ONE, RATE, alone, by_default, start  # noqa: E402
+from family_ranks import HALF, KINDS, ONE, RATE, alone, by_default, start  # noqa: E402
 from started_ranks import Results  # noqa: E402
 
 from zeta.parity.checks import TOLERANCE, relative_error  # noqa: E402
@@ -82,7 +82,7 @@ def test_what_is_lost_of_a_rank_is_caught(results: Results, name: str) -> None:
     assert distance(got, one_process("NorMuon", name)) > BOUND
 
 
-@pytest.mark.parametrize("kind", COUNTED)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cut", communication.AXES)
 def test_entries_operations_and_state_are_as_planned(results: Results, cut: str, kind: str) -> None:
     """On a 12-layer model and four ranks: what each sends, computes and keeps, counted."""

@@ -73,6 +73,17 @@ def test_a_product_on_a_cpu_begins_with_two_addends_and_a_diagonal(dtype, bound,
     assert error(got, product(x, x.mT, diagonal=-40.0)) < bound
 
 
+def test_a_batch_is_written_by_rows_however_its_factor_lies():
+    """Into one by columns torch 2.13 multiplies bfloat16 a thousand times as slowly."""
+    torch = pytest.importorskip("torch")
+    from zeta.backends.torch import orthogonalize as backend
+
+    gram, x = torch.randn(3, 16, 16).bfloat16(), torch.randn(3, 24, 16).bfloat16().mT
+    for c in (None, x):
+        assert backend.multiply(gram, x, c, 2.0, 3.0).is_contiguous()
+        assert backend.multiply(gram[0], x[0], c if c is None else c[0], 2.0, 3.0).mT.is_contiguous()
+
+
 @pytest.mark.parametrize("shape", [(512, 2048), (256, 2048), (128, 256)])
 @pytest.mark.parametrize("kind", ["gaussian", "rank 4"])
 def test_in_bfloat16_the_gram_form_is_as_exact_as_the_plain_iteration(kind, shape):

@@ -166,11 +166,11 @@ def test_transformers_trainer_logs_reports(tmp_path: Path) -> None:
 def test_lightning_logs_reports(tmp_path: Path) -> None:
     example = load("lightning_vit", "lightning", "sklearn")
     import lightning
-    from torch.utils.data import DataLoader
+    from torch.utils.data import DataLoader, TensorDataset
 
     from zeta.backends.torch.for_lightning import Reports
 
-    class Plain(example.ViT):
+    class Plain(example.Classifier):
         def on_train_epoch_end(self) -> None:
             pass
 
@@ -178,7 +178,7 @@ def test_lightning_logs_reports(tmp_path: Path) -> None:
         max_steps=4, accelerator="cpu", callbacks=[Reports()], logger=False, log_every_n_steps=2, limit_val_batches=0,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(Plain(16, 1, 1e-2), DataLoader(example.digits()[0], 64))
+    trainer.fit(Plain(16, 1, 1e-2), DataLoader(TensorDataset(*example.digits()[0]), 64))
     assert 0 < trainer.callback_metrics["zeta/ratio"] < 1
 
 

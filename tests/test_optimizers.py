@@ -246,10 +246,9 @@ class TestTorch:
             optimizer.step()
         assert torch.equal(good, torch.ones_like(good)) and not optimizer.state
 
-    def test_unknown_options_of_a_group_are_refused(self):
-        p = self.weight()
-        with pytest.raises(ValueError, match="momentum"):
-            self.Zeta([{"params": [("up.weight", p)], "momentum": 0.9}])
+    def test_a_groups_own_keys_are_kept(self):
+        group = {"params": [("up.weight", self.weight())], "momentum": 0.9}
+        assert self.Zeta([group]).param_groups[0]["momentum"] == 0.9
 
     def test_parameters_without_names_are_warned_about(self):
         with pytest.warns(UserWarning, match="named_parameters"):

@@ -171,8 +171,10 @@ def multiply(
     a: Tensor, b: Tensor, c: Tensor | None = None, beta: float = 0.0, alpha: float = 1.0, out: Tensor | None = None
 ) -> Tensor:
     """alpha a b + beta c for matrices or batches of them, written to `out` if given."""
-    if out is None and in_place(a) and a.shape[-2] == a.shape[-1]:
-        out = torch.empty_like(b)  # by columns where b is, so that it is copied back as it lies
+    if out is None and in_place(a) and a.ndim == 2 and a.shape[-2] == a.shape[-1]:
+        # By columns where b is, so that it is copied back as it lies. Into a batch that lies so torch 2.13 multiplies
+        # bfloat16 a thousand times as slowly as by rows.
+        out = torch.empty_like(b)
     if c is None and alpha == 1:
         return torch.matmul(a, b, out=out)
     if rounds_scalars(a):

@@ -184,8 +184,6 @@ def by_default(run: Callable[[], Any], has: bool) -> Any:
 HALF = dict(dtype=torch.bfloat16)
 RATE = dict(maximize=True, lr=torch.tensor([0.02]))
 ONE = dict(names=("wide",))
-# One of each way in which a step's messages differ: counting takes five seconds a step.
-COUNTED = ("Zeta", "Eta", "NorMuon", "AdaMuon", "AdaGO", "SOAP", "Mine")
 
 
 def arrangements() -> Iterator[tuple[str, Any]]:
@@ -208,7 +206,7 @@ def arrangements() -> Iterator[tuple[str, Any]]:
         if ranks == 4:
             yield f"{kind}: copies of rows", partial(fsdp, kind, None, mesh)
             yield f"{kind}: one matrix", partial(copies, kind, shard_state=True, **ONE)
-            for cut in communication.AXES if kind in COUNTED else ():
+            for cut in communication.AXES:
                 yield f"{kind}: counted {cut}", partial(communication.counted, cut, KINDS[kind])
     if ranks == 2:
         yield "Eta: mistaken", partial(mistaken, "Eta")
@@ -217,7 +215,7 @@ def arrangements() -> Iterator[tuple[str, Any]]:
 
 def main(rank: int, ranks: int, folder: str) -> None:
     """Writes {arrangement: arrays} to folder/RANKS-RANK.pt."""
-    faulthandler.dump_traceback_later(400, exit=True)  # ranks that wait for one another would do so for ever
+    faulthandler.dump_traceback_later(200, exit=True)  # ranks that wait for one another would do so for ever
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store-{ranks}", rank=rank, world_size=ranks)
     torch.save({name: run() for name, run in arrangements()}, f"{folder}/{ranks}-{rank}.pt")
