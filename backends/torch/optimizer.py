@@ -235,6 +235,7 @@ class Zeta(torch.optim.Optimizer):
                 u, params = torch_step.step(rule, self.state, group, batch, routes)
                 if exact is not None:
                     measured.append(of_batch(batch, u, params, group["lr"], exact))
+                del u  # before the next batch is stacked
         if self._ranks.shared:
             untraced(self._exchange)()
         self._measured = measured

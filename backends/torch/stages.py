@@ -12,8 +12,9 @@ from torch import Tensor
 
 from zeta import stages as plain
 
-from .orthogonalize import largest, matrix_norm
+from .orthogonalize import in_place, largest, matrix_norm
 
+CACHED = 1 << 17  # entries of a part of the element-wise work on a CPU, of which four arrays are at hand
 Tensors = Any  # one tensor, or a list of them
 
 
@@ -67,10 +68,13 @@ class InPlace:
     @staticmethod
     def equilibrate(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
         """The plain stage's x but for a factor, which Newton-Schulz takes out."""
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        x.mul_((rows > 0) / norm.masked_fill_(norm == 0, 1))
-        norm = (x * x).sum(-2, keepdim=True).sqrt_()  # torch 2.13's vector_norm takes seven times as long along columns
-        return x.mul_((cols > 0) / norm.masked_fill_(norm == 0, 1))
+        parts = max(1, min(x.shape[-2], x.numel() // CACHED)) if in_place(x) else 1
+        squares = torch.zeros_like(cols, dtype=x.dtype)
+        for part, moved in zip(x.tensor_split(parts, -2), rows.tensor_split(parts, -2), strict=True):
+            norm = torch.linalg.vector_norm(part, dim=-1, keepdim=True)
+            part.mul_((moved > 0) / norm.masked_fill_(norm == 0, 1))
+            squares += (part * part).sum(-2, keepdim=True)  # vector_norm, torch 2.13, takes seven times as long
+        return x.mul_((cols > 0) / squares.sqrt_().masked_fill_(squares == 0, 1))
 
     @staticmethod
     def mean_sq(x: Tensor, axis: int) -> Tensor:

@@ -13,10 +13,8 @@ from zeta.storage import piece_of, stack_shape
 
 from .groups import dtype_of
 from .orthogonalize import newton_schulz, newton_schulz_, stack, unstack
-from .stages import InPlace
+from .stages import CACHED, InPlace
 from .state import round_back, widen
-
-CACHED = 1 << 17  # entries of a part of the element-wise work, of which four arrays are at hand
 
 Batch = dict[tuple[Tensor, int], tuple[int, ...]]
 
