@@ -13,20 +13,7 @@ from zeta.parity.checks import TOLERANCE, assert_close, relative_error, spectral
 from zeta.routing.layout import Route
 from zeta.storage import WRITERS, lacked, writers
 
-RULES = {
-    "Zeta": family.zeta,
-    "Signum": family.signum,
-    "Muon": family.muon,
-    "AdaMuon": family.adamuon,
-    "NorMuon": family.normuon,
-    "Eta": family.eta,
-    "OLion": family.olion,
-    "Shampoo": preconditioned.shampoo(),
-    "SOAP": preconditioned.soap(),
-    "Schattor": preconditioned.schattor(),
-    "AdaGO": family.adago(),
-    "Dion2": family.dion2(),
-}
+RULES = {name: kind.rule for name, kind in vars(zeta.backend("auto")).items() if isinstance(kind, type)}
 by_class = pytest.mark.parametrize("kind", RULES)
 STEP = TOLERANCE["float32"].step
 # It divides an entry of u by its own size, and bfloat16 leaves one near zero no digit: up to 4.3e-2 in eight draws.

@@ -8,6 +8,7 @@ import pytest
 
 from zeta import newton_schulz_forms as forms
 from zeta.core import COEFFICIENTS
+from zeta.family import COMPARED
 from zeta.parity.cases import PARAMETERS, gaussian, nearest_to_zero, parameters, ten_steps, trajectory
 from zeta.parity.checks import (
     CHECKS,
@@ -22,7 +23,7 @@ from zeta.parity.checks import (
 )
 from zeta.parity.mistakes import CONTROLS, RED, place, where
 from zeta.parity.paths import PATHS, Passage, through, watch
-from zeta.parity.targets import RULES, Absent, precision_note, tf32_note
+from zeta.parity.targets import Absent, precision_note, tf32_note
 
 SEEN = {}  # results of all checks, by the target's name
 
@@ -45,7 +46,7 @@ def test_every_path_has_three_checks_of_newton_schulz_and_three_of_steps(target)
 
 
 def test_every_optimizer_takes_every_path(target):
-    for name in RULES:
+    for name in COMPARED:
         taken = {path for r in results(target).values() if r.family == f"step: {name}" for path in r.paths}
         core_too = {"core"} if target.steps else set()  # where "core: step" reaches it
         assert taken == set(target.paths) - core_too, name
@@ -54,7 +55,7 @@ def test_every_optimizer_takes_every_path(target):
 def test_stacks_of_several_parameters_go_together(target):
     if target.steps is None:
         pytest.skip("no optimizer class")
-    for name in RULES:
+    for name in COMPARED:
         for parameter in ("layers.0.wide", "layers.1.wide", "layers.0.experts.up", "layers.1.experts.up"):
             assert "batch" in results(target)[f"step: {name} {parameter}.weight"].paths
         assert "batch" not in results(target)[f"step: {name} layers.0.tall.weight"].paths

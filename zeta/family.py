@@ -257,3 +257,8 @@ def dion2(fraction: float = 0.25) -> Rule:
         return match_rms(u.mT if tall else u), {"exp_avg": m.mT if tall else m}
 
     return dion2
+
+
+# What `zeta parity` takes ten steps of, by the name of its class: those whose u depends on the gradient without leaps,
+# as signs and choices of rows do not.
+COMPARED = {"Eta": eta, "Muon": muon, "NorMuon": normuon, "AdaMuon": adamuon, "Zeta": zeta}

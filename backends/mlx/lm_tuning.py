@@ -16,7 +16,7 @@ from zeta.backends import mlx as backend
 
 from .lm_checkpoint import Batches, Refused, Saved, check_model, check_run, restore, save
 
-OURS = {name.lower(): getattr(backend, name) for name in backend.__all__ if name[0].isupper() and name != "Muon"}
+OURS = {name.lower(): kind for name, kind in vars(backend).items() if isinstance(kind, type) and name != "Muon"}
 
 
 class Name(str):

@@ -1,32 +1,50 @@
-"""Zeta for torch on CPU, CUDA and MPS: a fused Newton-Schulz, and `torch.optim.Optimizer`s for all of a model."""
+"""Zeta for torch on CPU, CUDA and MPS: a fused Newton-Schulz, and `torch.optim.Optimizer`s for all of a model.
 
-from .family import SOAP, AdaGO, AdaMuon, Dion2, Eta, Muon, NorMuon, OLion, Schattor, Shampoo, Signum
-from .groups import param_groups
-from .optimizer import Zeta
-from .orthogonalize import newton_schulz
-from .portable import load_named_state, named_state, to_numpy
-from .sharded import load_sharded, save_sharded
-from .trainer import for_trainer
+The family is Zeta with another rule for the matrices: arguments, routing, ranks, AdamW for the rest, saved state and
+half-precision parameters are Zeta's; what lr means is the rule's to say.
+"""
 
-__all__ = [
-    "SOAP",
-    "AdaGO",
-    "AdaMuon",
-    "Dion2",
-    "Eta",
-    "Muon",
-    "NorMuon",
-    "OLion",
-    "Schattor",
-    "Shampoo",
-    "Signum",
-    "Zeta",
-    "for_trainer",
-    "load_named_state",
-    "load_sharded",
-    "named_state",
-    "newton_schulz",
-    "param_groups",
-    "save_sharded",
-    "to_numpy",
-]
+from zeta import family, preconditioned
+
+from .groups import param_groups as param_groups
+from .optimizer import Zeta as Zeta
+from .orthogonalize import newton_schulz as newton_schulz
+from .portable import load_named_state as load_named_state
+from .portable import named_state as named_state
+from .portable import to_numpy as to_numpy
+from .sharded import load_sharded as load_sharded
+from .sharded import save_sharded as save_sharded
+from .trainer import for_trainer as for_trainer
+
+
+class Signum(Zeta, rule=family.signum): ...
+
+
+class Muon(Zeta, rule=family.muon): ...
+
+
+class AdaMuon(Zeta, rule=family.adamuon): ...
+
+
+class NorMuon(Zeta, rule=family.normuon): ...
+
+
+class Eta(Zeta, rule=family.eta): ...
+
+
+class OLion(Zeta, rule=family.olion): ...
+
+
+class AdaGO(Zeta, rule=family.adago): ...
+
+
+class Dion2(Zeta, rule=family.dion2): ...
+
+
+class Shampoo(Zeta, rule=preconditioned.shampoo): ...
+
+
+class SOAP(Zeta, rule=preconditioned.soap): ...
+
+
+class Schattor(Zeta, rule=preconditioned.schattor): ...

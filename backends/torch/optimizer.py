@@ -66,8 +66,13 @@ class Zeta(torch.optim.Optimizer):
     rule: ClassVar[Rule] = family.zeta  # a class with another of your own is another optimizer
     make: ClassVar[Callable[..., Rule] | None] = None  # of a rule that has settings: it takes them by name
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, rule: Rule | Callable[..., Rule] | None = None, **options: Any) -> None:
+        """`rule`, or what makes one from settings, may be given in the class's first line."""
         super().__init_subclass__(**options)
+        if isinstance(rule, Rule):
+            cls.rule = rule
+        elif rule:
+            cls.make, cls.rule = staticmethod(rule), rule()
         if "rule" in vars(cls):
             cls.__doc__ = family.described(cls, "lr")
 

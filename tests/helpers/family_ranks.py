@@ -35,7 +35,7 @@ class MineToo(backend.Zeta):
 
 
 KINDS: dict[str, type[backend.Zeta]] = {kind.__name__: kind for kind in (Mine, MineToo)} | {
-    name: getattr(backend, name) for name in backend.__all__ if isinstance(getattr(backend, name), type)
+    name: kind for name, kind in vars(backend).items() if isinstance(kind, type)
 }
 STEPS = 10
 ROUTES = {

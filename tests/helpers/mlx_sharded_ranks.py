@@ -24,7 +24,7 @@ class Mine(mlx.Zeta):
     rule = family.rank1_both
 
 
-KINDS = {name: getattr(mlx, name) for name in mlx.__all__ if isinstance(getattr(mlx, name), type)} | {"Mine": Mine}
+KINDS = {name: kind for name, kind in vars(mlx).items() if isinstance(kind, type)} | {"Mine": Mine}
 SOME = ("Zeta", "Eta", "AdaMuon", "Mine")
 
 

@@ -15,9 +15,10 @@ from zeta import core
 from zeta import newton_schulz_forms as forms
 from zeta.coefficients import LONG
 from zeta.core import COEFFICIENTS, Array, Coefficients
+from zeta.family import COMPARED
 from zeta.parity.cases import SHAPES, coefficient_inputs, gaussian, hyper, inputs, parameters, ten_steps
 from zeta.parity.paths import through, watch
-from zeta.parity.targets import RULES, Absent, Target, numpy_target, pure_steps, steps_of
+from zeta.parity.targets import Absent, Target, numpy_target, pure_steps, steps_of
 from zeta.routing.by_name import route
 
 
@@ -218,8 +219,8 @@ def step(name: str) -> "Check":
 Check = Callable[[Target], Iterator[Comparison]]
 CHECKS: list[Check] = [
     *(device, newton_schulz, coefficients, invariance),
-    *map(step, RULES),
-    *(core_itself, *map(core_step, RULES)),
+    *map(step, COMPARED),
+    *(core_itself, *map(core_step, COMPARED)),
 ]
 
 

@@ -14,9 +14,10 @@ from array_api_compat import array_namespace
 
 from zeta import newton_schulz_forms as forms
 from zeta.core import Array, Coefficients, Hyper, normalize
+from zeta.family import COMPARED
 from zeta.parity.checks import Result, tolerance
 from zeta.parity.paths import PATHS, replaced
-from zeta.parity.targets import RULES, Arrays, Target, steps_of
+from zeta.parity.targets import Arrays, Target, steps_of
 
 
 def coefficient(target: Target) -> Target:
@@ -123,7 +124,7 @@ def rule(target: Target) -> Target:
         assert target.steps
         return target.steps("Muon" if name == "Eta" else name, *rest)
 
-    return replace(target, rules={**RULES, "Eta": RULES["Muon"]}, steps=target.steps and steps)
+    return replace(target, rules={**COMPARED, "Eta": COMPARED["Muon"]}, steps=target.steps and steps)
 
 
 def _broken(target: Target, path: str, module: Any, **wrong: Any) -> Target:
@@ -144,7 +145,7 @@ CONTROLS: dict[str, Callable[[Target], Target]] = {
 
 EVERY = frozenset(PATHS)
 MATRICES = EVERY - {"adamw"}
-STEPS = tuple(f"step: {name}" for name in RULES)
+STEPS = tuple(f"step: {name}" for name in COMPARED)
 # Where each must show: {family of checks: paths}. What is red went through one of them, and on each of them something
 # is. A single row has one singular value, so that its rounding is the same whatever is left out of its spectrum; and
 # of the five, only Eta and Muon show the size of what Newton-Schulz makes of it.

@@ -24,13 +24,6 @@ from zeta.routing.layout import is_vector
 Arrays = dict[str, Array]  # a parameter's dotted path -> its NumPy array in float64
 # (the class's name, parameters, gradients of each step, ...) -> the parameters after them
 Steps = Callable[[str, Arrays, list[Arrays], Hyper, Coefficients], Arrays]
-RULES: dict[str, Rule] = {  # by the name of their class in the libraries that have one
-    "Eta": family.eta,
-    "Muon": family.muon,
-    "NorMuon": family.normuon,
-    "AdaMuon": family.adamuon,
-    "Zeta": family.zeta,
-}
 FORMS = ("direct", "gram", "restart", "1xn", "batch", "adamw")  # the paths that every backend has
 
 
@@ -51,7 +44,7 @@ class Target:
     paths: tuple[str, ...] = ("core", "adamw")  # those of `zeta.parity.paths.PATHS` that it has
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # the smallest that takes a path of this device
     products: Any = None  # the backend's module of products
-    rules: dict[str, Rule] = field(default_factory=lambda: RULES)
+    rules: dict[str, Rule] = field(default_factory=lambda: family.COMPARED)
     chosen: str = ""  # what "auto" is here
     note: str = ""  # what a training run here would do otherwise than the checks
 
