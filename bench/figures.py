@@ -9,8 +9,8 @@ from contenders import CONTENDERS
 from matplotlib.figure import Figure
 from standings import TITLES, Runs, differences, interval
 
-COLOURS = {"eta": "#d1602a", "zeta": "#0b6fb8", "muon": "#4a4a5a", "normuon": "#5b9a3c", "adamw": "#a05195"}
-OTHERS = ("#b08d00", "#009e9e", "#c94f7c", "#7a6bd1", "#8a6d4b", "#3f7f5f", "#999999", "#d49a6a")
+from zeta.palette import OPTIMIZERS, OTHERS
+
 TICKS = (-0.2, -0.1, -0.05, -0.02, -0.01, 0, 0.01, 0.02, 0.05)
 HIGH = 0.3  # nats above the lowest loss: what a panel of curves shows
 
@@ -19,8 +19,8 @@ def draw(tasks: dict[str, Runs], out: Path) -> None:
     """A column of curves for each size; below, all sizes' leads over Muon."""
     sizes = [task for task in TITLES if task in tasks]
     names = [name for name in CONTENDERS if any(name in tasks[task] for task in sizes)]
-    rest = [name for name in names if name not in COLOURS]
-    colours = COLOURS | dict(zip(rest, OTHERS * 3, strict=False))
+    rest = [name for name in names if name not in OPTIMIZERS]
+    colours = OPTIMIZERS | dict(zip(rest, OTHERS * 3, strict=False))
     figure = Figure(figsize=(11, 11), layout="constrained")
     mosaic = [[f"{task} {x}" for task in sizes] for x in ("tokens", "seconds")] + [["lead"] * len(sizes)]
     axes = figure.subplot_mosaic(mosaic, height_ratios=(1, 1, 1.2))

@@ -18,6 +18,7 @@ import numpy as np
 from zeta.coefficients import LONG, auto_coefficients, polynomial
 from zeta.core import COEFFICIENTS, Coefficients
 from zeta.newton_schulz_forms import flops
+from zeta.palette import INK, OPTIMIZERS, OTHERS, SOFT
 
 JORDAN = COEFFICIENTS["jordan"]
 SETS: dict[str, Coefficients] = {
@@ -134,12 +135,12 @@ def show(tables: dict[str, list[dict[str, Any]]]) -> None:
         console.print(table)
 
 
-INK, AUTO = "#22223b", "#0b6fb8"
+AUTO = OPTIMIZERS["zeta"]
 STYLES: dict[str, dict[str, Any]] = {  # you and cans lie on the curve before them: thin and dark on wide and light
-    "jordan x5": dict(color="#e8505b", lw=4.5),
+    "jordan x5": dict(color=OTHERS[0], lw=4.5),
     "you": dict(color=INK, lw=1.2, ls="--"),
-    "polar_express": dict(color="#f0b35a", lw=4.5),
-    "cans": dict(color="#7a3a00", lw=1.2, ls="--"),
+    "polar_express": dict(color=OTHERS[5], lw=4.5),
+    "cans": dict(color=OTHERS[2], lw=1.2, ls="--"),
     "jordan x4": dict(color="#b9b0b6", lw=1.5),
     "jordan x6": dict(color="#85808f", lw=1.5),
     "jordan x8": dict(color="#4a4a5a", lw=1.5),
@@ -201,7 +202,7 @@ def draw_polynomials(axes: Any) -> None:
         draw_polynomial(axes, s, steps, {"color": AUTO, "lw": 2.2, "ls": style})
         axes.text(reach(steps), 0.52, f"{k} ", color=AUTO, ha="right", weight="bold")
     for size in (128, 1024, 8192):
-        axes.axvline(x := np.pi / 2 * 1e-3 / np.sqrt(size), color="#b8b8c8", linewidth=1, zorder=0)
+        axes.axvline(x := np.pi / 2 * 1e-3 / np.sqrt(size), color=SOFT, linewidth=1, zorder=0)
         axes.text(x, 1.02, f"{size}", size=8, ha="center", color=INK)
     axes.axhline(0.5, color=INK, linewidth=0.8)
     axes.set(xscale="log", ylim=(0, 1.07), ylabel="after Newton-Schulz")

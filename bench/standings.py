@@ -13,13 +13,14 @@ matplotlib.use("agg")
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
+from zeta.palette import INK, OPTIMIZERS
+
 Runs = dict[str, list[dict[str, Any]]]  # optimizer -> its runs on the fresh seeds, in the seeds' order
 TITLES = {
     name: f"language model, {parameters} million parameters"
     for name, parameters in (("lm_100k", 0.11), ("lm_300k", 0.32), ("lm_600k", 0.58))
 }
 TITLES |= {"lm": "language model", "moe": "mixture of experts", "vit": "vision transformer on digits"}
-COLOURS, GREY = {"eta": "#d1602a", "zeta": "#0b6fb8"}, "#4a4a5a"
 HEAD = "| {} | state | lr, AdamW's lr, weight decay, b1, b2 | loss | less {}, paired | steps to AdamW's | ms a step |"
 
 
@@ -118,8 +119,8 @@ def draw(tasks: dict[str, Runs], out: Path) -> None:
         draw_task(axes, tasks[task])
         axes.set_title(TITLES[task], loc="left", size=12, weight="bold")
         axes.set_xlabel("held-out loss, nats")
-    dot, bar = (axes.errorbar([], [], xerr=size, color=GREY, **style) for size, style in ((None, DOT), ([], BAR)))
-    arrow = axes.plot([], [], ls="", marker="$→$", ms=10, color=GREY)[0]
+    dot, bar = (axes.errorbar([], [], xerr=size, color=INK, **style) for size, style in ((None, DOT), ([], BAR)))
+    arrow = axes.plot([], [], ls="", marker="$→$", ms=10, color=INK)[0]
     labels = ("one seed", "mean, 95 % interval (Student's t)", "mean beyond the axis")
     figure.legend((dot, bar, arrow), labels, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(out, dpi=130)
@@ -133,7 +134,7 @@ def draw_task(axes: Any, runs: Runs) -> None:
     """A row for each optimizer, the lowest mean on top; those far off as numbers."""
     names, near = ranked(runs), close(runs)
     for y, name in enumerate(names):
-        final, colour = losses(runs[name]), COLOURS.get(name, GREY)
+        final, colour = losses(runs[name]), OPTIMIZERS.get(name, INK)
         middle, half = interval(final)
         if name in near:
             axes.errorbar(final, [y] * len(final), color=colour, **DOT)
@@ -143,7 +144,7 @@ def draw_task(axes: Any, runs: Runs) -> None:
             axes.text(0.99, y, far, transform=axes.get_yaxis_transform(), ha="right", va="center", color=colour)
     axes.set_yticks(range(len(names)), [CONTENDERS[name][0] for name in names])
     for label, name in zip(axes.get_yticklabels(), names, strict=True):
-        label.set(color=COLOURS.get(name, "black"), weight="bold" if name in COLOURS else "normal")
+        label.set(color=INK, weight="bold" if name in ("eta", "zeta") else "normal")
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,6 +1,7 @@
 """Loss curves of runs in one picture: python examples/plot.py runs/1 runs/2 --out loss.png"""
 
 import argparse
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -10,22 +11,28 @@ matplotlib.use("agg")
 from matplotlib.figure import Figure
 
 from zeta import checkpoint
-
-COLOURS = ["#0b6fb8", "#d1602a", "#3a8f4d", "#8a4fb0", "#6b6b6b"]  # told apart also without colour sense
+from zeta.palette import INK, OPTIMIZERS, OTHERS
 
 
 def draw(runs: dict[str, Path], out: Path) -> None:
-    """Writes `out`: for each label -> run folder the training loss, smoothed, and the validation loss, as dots."""
+    """Writes `out`: for each label -> run folder the training loss, smoothed, and the validation loss, as dots.
+
+    A label's colour is that of the optimizer before its first "-"; a second run of one is dotted, to lie on the first.
+    """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
     top = 0.0
-    for colour, (label, folder) in zip(COLOURS * len(runs), runs.items(), strict=False):
+    rest, drawn = cycle(OTHERS), set[str]()
+    for label, folder in runs.items():
+        colour = OPTIMIZERS.get(label.partition("-")[0]) or next(rest)
+        style = {"color": INK, "ls": ":"} if colour in drawn else {"color": colour, "ls": "-"}
+        drawn.add(colour)
         lines = checkpoint.read_lines(folder / "metrics.jsonl")
         steps, losses = columns(lines, "loss")
         at, validation = columns(lines, "val_loss")
-        axes.plot(steps, smooth(losses), color=colour, lw=1, alpha=0.5)
+        axes.plot(steps, smooth(losses), lw=1, alpha=0.5, **style)
         final = f"{label}: {validation[-1]:.3f}" if len(at) else label
-        axes.plot(at, validation, "o-", color=colour, ms=3.5, lw=1.6, label=final)
+        axes.plot(at, validation, marker="o", ms=3.5, lw=1.6, label=final, **style)
         top = max(top, *validation[:1], *smooth(losses)[len(losses) // 20 :][:1])
     axes.set(xlabel="step", ylabel=f"loss, nats per {unit(runs)}", title="validation (dots), training (thin, smoothed)")
     axes.set_ylim(top=top * 1.05 if top else None)  # the fall of the first steps would flatten the rest

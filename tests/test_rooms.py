@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"stages", "extras"},
+    {"stages", "extras", "palette"},
     {"core"},
     {"adamw", "family", "preconditioned", "coefficients", "newton_schulz_forms", "checkpoint"},
     {"routing"},
@@ -18,7 +18,7 @@ FLOORS = [
     {"cli"},
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
-ALGORITHM = set.union(*FLOORS[:3]) - {"checkpoint"}
+ALGORITHM = set.union(*FLOORS[:3]) - {"checkpoint", "palette"}
 
 
 def modules() -> dict[str, Path]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from zeta.palette import GRID, INK, OTHERS, SOFT, WRONG
 from zeta.parity.checks import Result
 
 PANELS = {  # title -> families of checks
@@ -13,8 +14,6 @@ PANELS = {  # title -> families of checks
     "ten optimizer steps": ("step",),
     "core, and invariances": ("core", "invariance"),
 }
-INK, GRID, WRONG = "#22223b", "#e6e6ee", "#c1121f"
-COLOURS = ("#4361ee", "#0a9396", "#e07a1f", "#7b2cbf", "#588157")  # one a library
 FLOOR, CEILING = 1e-17, 1e2  # errors of exactly zero are drawn on the left edge
 
 
@@ -28,7 +27,7 @@ def draw_parity(results: list[Result], file: Path) -> None:
         _frame(axis, title, list(lanes))
         for y, (key, alike) in enumerate(lanes.items()):
             shown = [r for r in alike if r.check.split(":")[0] in families]
-            _lane(axis, y, shown, COLOURS[libraries.index(key[0]) % len(COLOURS)])
+            _lane(axis, y, shown, OTHERS[libraries.index(key[0]) % len(OTHERS)])
     failed = sum(not r.ok for r in results)
     verdict = f"{failed} of {len(results)} checks fail" if failed else f"all {len(results)} checks hold"
     colour = WRONG if failed else INK
@@ -56,7 +55,7 @@ def _frame(axis: Any, title: str, lanes: list[tuple[str, str, str]]) -> None:
     axis.spines[:].set_visible(False)
     for y in range(1, len(lanes)):
         if lanes[y][0] != lanes[y - 1][0]:
-            axis.axhline(y - 0.5, color="#b8b8c8", linewidth=0.8)
+            axis.axhline(y - 0.5, color=SOFT, linewidth=0.8)
 
 
 def _lane(axis: Any, y: int, results: list[Result], colour: str) -> None:

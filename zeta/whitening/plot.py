@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from zeta.palette import AFTER, BEFORE, GRID, INK, SOFT
 from zeta.whitening.measures import POINTS, Record
 from zeta.whitening.report import MEASURES, last_step, short_names
 
-INK, GRID, BEFORE, AFTER = "#22223b", "#e6e6ee", "#e07a1f", "#4361ee"
 SHOWN = {  # measure -> what its axis is
     "rows": "0 even, 1 one-sided",
     "condition": r"largest / smallest $\sigma$",
@@ -59,7 +59,7 @@ def _dumbbells(axis: Any, records: list[Record], name: str) -> None:
     measure = MEASURES[name]
     before, after = (np.array([measure.value(record[side]) for record in records]) for side in ("before", "after"))
     y = np.arange(len(records))
-    axis.hlines(y, before, after, color="#b8b8c8", linewidth=1.4, zorder=1)
+    axis.hlines(y, before, after, color=SOFT, linewidth=1.4, zorder=1)
     axis.scatter(before, y, s=22, color=BEFORE, zorder=2)
     axis.scatter(after, y, s=22, color=AFTER, zorder=3)
     _frame(axis, measure.title)
