@@ -1,7 +1,6 @@
 """What a user installs: the wheel's files, what each extra brings, and one line about what is missing."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from importlib.metadata import Distribution, PathDistribution, distribution
 from pathlib import Path
 
 import pytest
+from documents import block
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -33,10 +33,7 @@ MODELS = {
 }
 
 
-def block(library: str) -> str:
-    """The README's Python for a library."""
-    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    return str(next(text for text in blocks if text.startswith(f"import {library}")))
+README = {"torch": ("torch",), "mlx": ("MLX",), "numpy": ("With NumPy", "zeta/README.md")}
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +164,7 @@ def run(environment: Installed, line: str, tmp_path: Path) -> subprocess.Complet
         (tmp_path / name).write_text(text)
     first, *rest = [word.format(tmp=tmp_path, witness=ROOT / "tests/witnesses") for word in line.split()]
     if first == "-c":
-        code = block(rest[1]) if rest[0] == "README" else " ".join(rest)
+        code = block(*README[rest[1]]) if rest[0] == "README" else " ".join(rest)
         return environment.run("-c", code, cwd=tmp_path)
     if first == "zeta":
         return environment.run("-c", COMMAND, *rest, cwd=tmp_path)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import precision
 import pytest
-from test_readme import BLOCKS
+from documents import block
 
 import zeta
 
@@ -45,9 +45,8 @@ def step(library: str, model: Any, optimizer: Any, batch: np.ndarray) -> float:
 
 def functions(library: str) -> tuple[Callable[..., None], Callable[..., int]]:
     """The README's save and load, for this library."""
-    (block,) = [block for block in BLOCKS if "def save(model" in block]
     names: dict[str, Any] = {}
-    exec(block.replace("zeta.backends.mlx", f"zeta.backends.{library}"), names)
+    exec(block("A run moves").replace("zeta.backends.mlx", f"zeta.backends.{library}"), names)
     return names["save"], names["load"]
 
 

@@ -20,7 +20,7 @@ def zeta(g, state, w, lr, b1, b2, eps, decay):
 
 
 def eta(g, state, w, lr, b1, b2, eps, decay):
-    """README, "What we found, and Eta": rows, then columns of one size, and none that has no gradient.
+    """zeta/README.md, "The family": rows, then columns of one size, and none that has no gradient.
 
     Left open there: a dead column's fading momentum still counts in the size of a row, a dead row's in none.
     """
