@@ -73,7 +73,7 @@ ONE_BETA = {"muon", "eta", "eta_plain", "signum", "adago", "dion2", "schattor"} 
 
 
 def split(model: nn.Module) -> list[dict[str, Any]]:
-    """The groups of the matrices and of the rest: the projections of `trainer.model` are in no layer of torch's."""
+    """The groups of the matrices and of the rest: the projections of `zeta.bench.model` are in no layer of torch's."""
     return param_groups(model, {"_proj.weight": "zeta"})
 
 

@@ -1,21 +1,20 @@
 """A whole optimizer step of a GPT, embedding and head included: time and ratio to the peers, memory, kernels.
 
-Peers: torch.optim.Muon for the matrices with fused AdamW for the rest, the same with Muon's iteration in float32, a
-loop of the plain zeta.update over all matrices, and fused AdamW for all (a floor, not a peer); mlx.optimizers alike.
+Peers: the library's own Muon for the matrices with AdamW for the rest (torch's fused), and AdamW for all (a floor, not
+a peer); in torch also Muon's iteration in float32 and a loop of the plain zeta.update over all parameters.
 """
 
 import argparse
 from collections.abc import Callable
-from functools import partial
 from math import prod
 from typing import Any
 
-import numpy as np
-from measure import SLOW, arguments, medians, plot, show, timed, torch_peak
-from newton_schulz import muon_float32
+from measure import arguments, plot, show
 
 import zeta
 from zeta import adamw
+from zeta.bench import tables
+from zeta.bench.report import side_of
 from zeta.routing.layout import batches
 
 HYPER = zeta.Hyper()
@@ -32,92 +31,30 @@ def main() -> None:
     mlx = options.backend == "mlx"
     for name, value in {"layers": (12, 4), "width": (768, 128), "vocab": (50304, 1024)}.items():
         setattr(options, name, getattr(options, name) or value[mlx])
-    rows = mlx_rows(options) if mlx else torch_rows(options)
-    note = "~: the step of one layer of Muon, times layers, where a whole one is slow."
-    show(f"One step of a GPT: {options.layers} layers, width {options.width}", rows, options, note)
+    side, shapes = side_of(options.backend, options.device), tables.gpt(options.layers, options.width, options.vocab)
+    names = ["Zeta", "Eta", f"{side.muon} + AdamW", "AdamW"]
+    if not mlx and side.muon == "Muon":
+        names.append("Muon in float32 + AdamW")
+    contenders = {name: side.step(name, shapes) for name in names}
+    if not mlx:
+        contenders["loop of zeta.update"] = core_loop(side.parameters(shapes))
+    rows = tables.step(side, contenders, options.rounds)
+    title = f"One step of a GPT: {options.layers} layers, width {options.width}"
+    show(title, rows, options, "" if mlx else torch_note(side, options))
     if options.plot:
-        plot(options.plot, "One step", [r["optimizer"] for r in rows], {"zeta": [r["x zeta"] for r in rows]})
+        plot(options.plot, "One step", list(contenders), {"x Zeta": [r["x Zeta"] for r in rows]})
 
 
-def shapes(layers: int, width: int, vocab: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a GPT's parameters."""
-    result: dict[str, tuple[int, ...]] = {"embed.weight": (vocab, width), "lm_head.weight": (vocab, width)}
-    for i in range(layers):
-        result |= {f"layers.{i}.attn.qkv.weight": (3 * width, width), f"layers.{i}.attn.proj.weight": (width, width)}
-        result |= {f"layers.{i}.mlp.up.weight": (4 * width, width), f"layers.{i}.mlp.down.weight": (width, 4 * width)}
-        result |= {f"layers.{i}.norm1.weight": (width,), f"layers.{i}.norm2.weight": (width,)}
-    return result
-
-
-def table(times: dict[str, float], slow: set[str], extra: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    blank = {key: None for columns in extra.values() for key in columns}
-    return [
-        {"optimizer": name, "ms": f"{'~' if name in slow else ''}{1e3 * t:,.1f}", "x zeta": t / times["zeta"]}
-        | (blank | extra.get(name, {}))
-        for name, t in times.items()
-    ]
-
-
-def torch_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
-    import torch
-    from torch.optim import _muon
-
-    from zeta.backends.torch import Eta, Zeta
-
-    device = options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-    def model(layers: int) -> dict[str, Any]:
-        torch.manual_seed(0)
-        parameters = {}
-        for name, shape in shapes(layers, options.width, options.vocab).items():
-            parameters[name] = torch.nn.Parameter(torch.randn(shape, device=device) / 50)
-            parameters[name].grad = torch.randn(shape, device=device)
-        return parameters
-
-    def wait(run: Callable[[], Any]) -> None:
-        run()
-        if device != "cpu":
-            getattr(torch, device).synchronize()
-
-    def muon(parameters: dict[str, Any]) -> Callable[[], Any]:
-        sides: dict[str, list[Any]] = {"zeta": [], "adamw": []}
-        for name, p in parameters.items():
-            sides[zeta.route(name, tuple(p.shape)).treatment].append(p)
-        both = [torch.optim.Muon(sides["zeta"], adjust_lr_fn="match_rms_adamw")]
-        both += [torch.optim.AdamW(sides["adamw"], fused=True)] if sides["adamw"] else []
-        return lambda: [optimizer.step() for optimizer in both]
-
-    def in_float32(step: Callable[[], Any]) -> None:
-        original = _muon._zeropower_via_newtonschulz
-        _muon._zeropower_via_newtonschulz = lambda x, *_: muon_float32(x)
-        step()
-        _muon._zeropower_via_newtonschulz = original
-
-    parameters = model(options.layers)
-    ours = Zeta(parameters.items())
-    layer = {name: p for name, p in model(1).items() if "layers" in name and p.ndim > 1}
-    contenders: dict[str, Callable[[], Any]] = {
-        "zeta": partial(wait, ours.step),
-        "eta": partial(wait, Eta(model(options.layers).items()).step),
-        "Muon + AdamW, in float32": partial(wait, partial(in_float32, muon(model(options.layers)))),
-        "loop of zeta.update": partial(wait, core_loop(model(options.layers))),
-        "AdamW alone": partial(wait, torch.optim.AdamW(model(options.layers).values(), fused=True).step),
-    }
-    one = partial(wait, muon(layer))
-    took = options.layers * timed(one)[0]
-    slow = {"Muon + AdamW": took} if took > 10 * SLOW else {}
-    if not slow:
-        contenders["Muon + AdamW"] = partial(wait, muon(model(options.layers)))
-    times = medians(contenders, options.rounds) | slow
-    routes = {p: (zeta.route(name, tuple(p.shape)), 0) for name, p in parameters.items()}
-    stacks = batches({p: r for p, r in routes.items() if r[0].treatment == "zeta"})
-    largest = max(sum(map(prod, stack.values())) for stack in stacks)
-    memory = {"transient MiB": torch_peak(ours.step, device) / 2**20, "largest batch MiB": 4 * largest / 2**20}
-    counts = {}
-    if device in ("cpu", "cuda"):
-        for n in (options.layers, 2 * options.layers):
-            counts[f"kernels, {n} layers"] = kernels(Zeta(model(n).items()), device)
-    return table(times, set(slow), {"zeta": memory | counts})
+def torch_note(side: Any, options: argparse.Namespace) -> str:
+    """The largest batch, and how many kernels a step launches."""
+    shapes = tables.gpt(options.layers, options.width, options.vocab)
+    routes = {name: (zeta.route(name, shape), 0) for name, shape in shapes.items()}
+    stacks = batches({name: r for name, r in routes.items() if r[0].treatment == "zeta"})
+    note = f"largest batch {max(sum(map(prod, stack.values())) for stack in stacks) / 2**18:.0f} MiB"
+    for n in (options.layers, 2 * options.layers) if side.kind in ("cpu", "cuda") else ():
+        step = side.step("Zeta", tables.gpt(n, options.width, options.vocab))
+        note += f"; kernels, {n} layers: {kernels(step, side.kind)}"
+    return note
 
 
 def core_loop(parameters: dict[str, Any]) -> Callable[[], None]:
@@ -134,58 +71,18 @@ def core_loop(parameters: dict[str, Any]) -> Callable[[], None]:
     return step
 
 
-def kernels(optimizer: Any, device: str) -> int:
+def kernels(step: Callable[[], Any], device: str) -> int:
     """Kernels launched by one step: on CUDA as the device saw them, on a CPU the operators that the step calls."""
     import torch
 
-    optimizer.step()
+    step()
     activity = torch.profiler.ProfilerActivity.CUDA if device == "cuda" else torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[activity]) as profile:
-        optimizer.step()
+        step()
     if device == "cuda":
         return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
     own = [e.name for e in profile.events() if e.cpu_parent and e.cpu_parent.name.startswith("Optimizer.step")]
     return sum(name not in METADATA for name in own)
-
-
-def mlx_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
-    import mlx.core as mx
-    import mlx.optimizers as optim
-    from mlx.utils import tree_flatten, tree_unflatten
-
-    from zeta.backends.mlx import Zeta
-
-    def tree(scale: float) -> Any:
-        rng = np.random.default_rng(0)
-        pairs = shapes(options.layers, options.width, options.vocab).items()
-        return tree_unflatten([(n, mx.array(scale * rng.standard_normal(s).astype(np.float32))) for n, s in pairs])
-
-    def matrix(name: str, weight: Any) -> bool:
-        return zeta.route(name, weight.shape).treatment == "zeta"
-
-    def compiled(optimizer: Any) -> Callable[[], None]:
-        held = {"parameters": tree(0.02)}
-        gradients = tree(1.0)
-        optimizer.init(held["parameters"])
-
-        @partial(mx.compile, inputs=optimizer.state, outputs=optimizer.state)
-        def step(parameters: Any) -> Any:
-            return optimizer.apply_gradients(gradients, parameters)
-
-        def run() -> None:
-            held["parameters"] = step(held["parameters"])
-            mx.eval(held["parameters"], optimizer.state)
-
-        return run
-
-    muon = optim.MultiOptimizer([optim.Muon(1e-3), optim.AdamW(1e-3)], [matrix])
-    contenders = {
-        "zeta": compiled(Zeta()),
-        "Muon + AdamW": compiled(muon),
-        "AdamW alone": compiled(optim.AdamW(1e-3)),
-    }
-    assert len(tree_flatten(tree(1.0))) == len(shapes(options.layers, options.width, options.vocab))
-    return table(medians(contenders, options.rounds), set(), {})
 
 
 if __name__ == "__main__":

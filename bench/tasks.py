@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))  # whose files import one another by name
 
-from trainer import model, text
+from trainer import text
 from trainer.on_torch import FUSED, Layer, Net
 from vit import ViT, digits
+
+from zeta.bench import model
 
 EXPERTS, CHOSEN = 4, 2
 BUDGET = 10  # bytes a parameter

@@ -9,11 +9,12 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
-from trainer import model, settings, text, tokens
+from trainer import settings, text, tokens
 from trainer.loop import FILE, Loop
 
 import zeta
 from zeta import checkpoint
+from zeta.bench import model
 from zeta.extras import need
 
 # Whose ranks this is one of: torchrun's, mlx.launch's, or none's.

@@ -343,7 +343,9 @@ def test_float64_is_float64():
 
 
 def test_the_example_keeps_float64():
-    from trainer import model, on_mlx
+    from trainer import on_mlx
+
+    from zeta.bench import model
 
     config = model.Config(vocab=16, context=4, layers=1, width=8, heads=2, kv_heads=1)
     trainer = on_mlx.Trainer(config, model.init(config, 0), dtype="float64", device="cpu")
@@ -355,7 +357,9 @@ def test_the_example_keeps_float64():
 
 @pytest.mark.parametrize("wrote, reads", [("zeta", "adamw"), ("zeta", "eta"), ("adamw", "zeta"), ("muon", "zeta")])
 def test_the_example_refuses_another_optimizers_checkpoint(wrote, reads):
-    from trainer import model, on_mlx
+    from trainer import on_mlx
+
+    from zeta.bench import model
 
     config = model.Config(vocab=16, context=4, layers=1, width=8, heads=2, kv_heads=1)
     writer, reader = (on_mlx.Trainer(config, model.init(config, 0), name, device="cpu") for name in (wrote, reads))

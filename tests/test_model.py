@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import precision
 import pytest
-from trainer import model, text
+from trainer import text
 
+from zeta.bench import model
 from zeta.routing.by_name import route
 
 CONFIG = model.Config(vocab=256, context=12, layers=2, width=16, heads=4, kv_heads=2)

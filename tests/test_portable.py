@@ -12,10 +12,11 @@ import numpy as np
 import precision
 import pytest
 import train_lm
-from trainer import model, settings
+from trainer import settings
 from trainer.loop import FILE, learning_rate
 
 from zeta import checkpoint
+from zeta.bench import model
 from zeta.parity.checks import TOLERANCE
 
 pytest.importorskip("torch")

@@ -15,6 +15,7 @@ FLOORS = [
     {"storage", "sharding", "portable", "step_report"},
     {"whitening", "backends"},
     {"parity"},
+    {"bench"},
     {"cli"},
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}

@@ -35,7 +35,7 @@ def check(words: list[str]) -> None:
     if program == ".venv/bin/python":
         assert (ROOT / first).is_file()
     if program == ".venv/bin/zeta":
-        assert first == "parity"
+        assert first in ("parity", "bench")
 
 
 @pytest.mark.parametrize("job", JOBS.values(), ids=JOBS)
@@ -76,3 +76,8 @@ def test_the_oldest_are_those_promised() -> None:
     for pin in (ROOT / oldest["constraints"]).read_text().splitlines()[1:]:
         name, _, version = pin.partition("==")
         assert Version(version) == (Version("2.3.4") if name == "numpy" else least[name])
+
+
+def test_a_device_is_reported_with_what_the_command_prints():
+    form = yaml.safe_load((ROOT / ".github/ISSUE_TEMPLATE/device.yml").read_text())["body"]
+    assert {"`zeta parity`", "`zeta bench`", "`zeta bench --json`"} <= {part["attributes"]["label"] for part in form}

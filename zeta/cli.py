@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 FIRST = """zeta parity                      is this machine right? Compares every library with float64, 20 seconds
+zeta bench                       is it fast here? Beside the library's own Muon and AdamW, two minutes
 zeta routing package.module:f    which parameters of the model that f makes go where
 zeta --help                      all commands"""
 
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     commands: argparse._SubParsersAction[argparse.ArgumentParser]
     commands = parser.add_subparsers(metavar="COMMAND")  # type: ignore[assignment]
     _add_parity(commands)
+    _add_bench(commands)
     _add_routing(commands)
     _add_inspect(commands)
     _add_convert(commands)
@@ -71,6 +73,17 @@ def _add_parity(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "what else is absent is still named",
     )
     command.set_defaults(run=parity, command=command)
+
+
+def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    about = "Measure this device in two minutes: time, error and memory beside the library's own Muon and AdamW."
+    command = commands.add_parser("bench", help=about, description=about)
+    command.add_argument("--json", action="store_true", help="print one object instead of tables")
+    command.add_argument(
+        "--backend", choices=("torch", "mlx"), help="the library (default: MLX on an Apple machine, else torch)"
+    )
+    command.add_argument("--device", choices=("cpu", "cuda", "mps", "gpu"), help="torch: cpu, cuda, mps; MLX: cpu, gpu")
+    command.set_defaults(run=bench, command=command)
 
 
 def _add_routing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -139,6 +152,27 @@ def convert(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     return 0
 
 
+def bench(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """0; 2 where the library or the device is not there."""
+    import zeta
+
+    library = args.backend or zeta.backend().__name__.rpartition(".")[2]
+    need("zeta bench", library)
+    from zeta.bench.report import measure, tell
+
+    try:
+        report = measure(library, args.device)
+    except ValueError as error:
+        parser.error(str(error))
+    if args.json:
+        print(json.dumps(report, indent=1))
+    else:
+        from rich.console import Console
+
+        tell(report, Console(width=None if sys.stdout.isatty() else 140))
+    return 0
+
+
 def inspect(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """0; 2 where there is nothing at PATH that can be shown."""
     _check_plot(args, parser)
@@ -175,6 +209,7 @@ def routing(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from zeta.routing import report
     from zeta.routing.by_module import read, routes
     from zeta.routing.model import find_model
+    from zeta.storage import totals
 
     try:
         model = find_model(args.model, args.library)
@@ -188,7 +223,7 @@ def routing(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if args.json:
         print(json.dumps(report.objects(rows), indent=1))
     else:
-        _print_routes(report.table(rows), report.footer(arrays, chosen))
+        _print_routes(report.table(rows), report.footer(arrays, chosen), _state(totals(arrays, chosen)))
     if type(model).__name__.endswith("Model") and not any(r.reason == "output head" for r in chosen.values()):
         print(f"note: {type(model).__name__} has no output head: its config names no other class", file=sys.stderr)
     mine = [doubt for doubt in doubts if "overrides" in str(doubt.message)]
@@ -197,12 +232,17 @@ def routing(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     return 1 if mine else 0
 
 
-def _print_routes(table: "Table", footer: str) -> None:
+def _state(totals: dict[str, int]) -> str:
+    unit, size = ("GB", 1e9) if max(totals.values()) >= 1e9 else ("MB", 1e6)
+    return "State: " + ", ".join(f"{name} {count / size:,.2f} {unit}" for name, count in totals.items())
+
+
+def _print_routes(table: "Table", *footer: str) -> None:
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
-    console.print(footer, highlight=False)
+    console.print("\n".join(footer), highlight=False)
 
 
 def parity(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

@@ -4,13 +4,16 @@ What has a number for every entry is stored in the parameter's own shape. All el
 flat: one axis, a parameter's pieces (`zeta.routing.layout.piece`) one after another, each a stack of its matrices.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import prod
+from typing import Any
 
 from array_api_compat import array_namespace
 
-from zeta.core import Array, Keeps
+from zeta.core import Array, Keeps, zeta
+from zeta.family import eta
 from zeta.routing.layout import Route, join, piece, shapes
+from zeta.routing.report import unshared
 from zeta.stages import Shape, entries
 
 WRITERS = {  # of these arrays, all that are kept for a parameter
@@ -41,6 +44,31 @@ def writers(keys: Iterable[str]) -> str:
 def lacked(keys: Iterable[str]) -> set[str]:
     """What a state of these arrays, all that are kept for a parameter, may lack."""
     return LACKED.get(_key(keys), set())
+
+
+def wanted(keeps: Keeps, route: Route, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """The shape of each array that is kept for a parameter of this shape: by AdamW, or for the rule's `keeps`."""
+    if route.treatment == "adamw":
+        return {"exp_avg": shape, "exp_avg_sq": shape, "step": ()}
+    return stored(keeps, route, shape)
+
+
+def state_bytes(keeps: Keeps, route: Route, shape: tuple[int, ...], width: int) -> int:
+    """Bytes that are kept for a parameter of this shape whose entries take `width` bytes, in every library.
+
+    Moments take four bytes, and a narrower parameter has a remainder of its own width beside them.
+    """
+    numbers = sum(map(prod, wanted(keeps, route, shape).values()))
+    return max(width, 4) * numbers + (width * prod(shape) if width < 4 else 0)
+
+
+def totals(arrays: Mapping[str, Any], routes: Mapping[str, Route]) -> dict[str, int]:
+    """Bytes of state for all these parameters by optimizer, Zeta's half for the rest included; of AdamW, for all of
+    them, what torch.optim and mlx.optimizers keep: two moments of the parameter's own dtype."""
+    sizes = [(routes[name], tuple(a.shape), int(a.itemsize)) for name, a in unshared(arrays).items()]
+    ours = {"Zeta": zeta.keeps, "Eta": eta.keeps}
+    result = {name: sum(state_bytes(keeps, *size) for size in sizes) for name, keeps in ours.items()}
+    return result | {"AdamW": sum(2 * width * prod(shape) for _, shape, width in sizes)}
 
 
 def stored(keeps: Keeps, route: Route, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

@@ -11,9 +11,10 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten as _tree_flatten
 
+from zeta import storage
 from zeta.core import Keeps
 from zeta.routing.layout import Route
-from zeta.storage import stored, writers
+from zeta.storage import writers
 
 VERSION = "zeta_version_1"  # a key, because its value could not be read while `mx.compile` traces
 State = dict[str, mx.array]
@@ -60,9 +61,7 @@ def is_floating(p: mx.array) -> bool:
 def wanted(p: mx.array, route: Route, keeps: Keeps) -> dict[str, tuple[int, ...]]:
     """The arrays that this parameter needs, by their shapes; `keeps` is the rule's for the matrices."""
     shape = tuple(p.shape)
-    adamw = {"exp_avg": shape, "exp_avg_sq": shape, "step": ()}
-    moments = adamw if route.treatment == "adamw" else stored(keeps, route, shape)
-    return moments | ({"remainder": shape} if p.dtype in (mx.bfloat16, mx.float16) else {})
+    return storage.wanted(keeps, route, shape) | ({"remainder": shape} if p.dtype in (mx.bfloat16, mx.float16) else {})
 
 
 def prepare(state: State, p: mx.array, route: Route, keeps: Keeps, step: mx.array) -> None:

@@ -15,6 +15,7 @@ from zeta.coefficients import Steps, chosen
 from zeta.core import COEFFICIENTS, Rule
 from zeta.routing.layout import Route, batches, is_vector
 from zeta.step_report import Report
+from zeta.storage import wanted
 
 from . import step as torch_step
 from .adamw import Part, adamw, own_part
@@ -32,7 +33,7 @@ from .groups import (
 from .placement import Place
 from .ranks import Ranks
 from .report import Measured, of_batch, read
-from .state import VERSION, check_state, load_values, plain, prepare, wanted
+from .state import VERSION, check_state, load_values, plain, prepare
 
 PRODUCTS = {"coefficients": COEFFICIENTS["jordan"], "ns_steps": None, "ns_dtype": None}  # options of Newton-Schulz
 ADAMW_HALF = ("lr", "betas", "eps", "weight_decay")  # may be other numbers than those of the matrices
@@ -206,7 +207,7 @@ class Zeta(torch.optim.Optimizer):
     def needs(self) -> dict[Tensor, dict[str, tuple[int, ...]]]:
         """The keys of each parameter's state, with their shapes."""
         pairs = ((p, Route(*r)) for g in self.param_groups for p, r in zip(g["params"], g["routes"], strict=True))
-        return {p: wanted(p, r, self.rule.keeps) for p, r in pairs}
+        return {p: wanted(self.rule.keeps, r, tuple(p.shape)) for p, r in pairs}
 
     def place(self, p: Tensor) -> Place | None:
         """Where the ranks keep p and its state; None where this process alone knows of it."""

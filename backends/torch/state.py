@@ -15,19 +15,12 @@ from torch import Tensor
 
 from zeta.core import Keeps
 from zeta.routing.layout import Route
-from zeta.storage import lacked, stored, writers
+from zeta.storage import lacked, wanted, writers
 
 from .placement import Place, check_placement, mine, placed, zeros
 
 Places = Callable[[Tensor], Place | None]
 VERSION = 1  # of the state's form
-
-
-def wanted(p: Tensor, route: Route, keeps: Keeps) -> dict[str, tuple[int, ...]]:
-    """The arrays that this parameter needs, by their shapes; `keeps` is the rule's for the matrices."""
-    if route.treatment == "adamw":
-        return {"exp_avg": tuple(p.shape), "exp_avg_sq": tuple(p.shape), "step": ()}
-    return stored(keeps, route, tuple(p.shape))
 
 
 def prepare(state: dict[str, Tensor], p: Tensor, route: Route, keeps: Keeps, place: Place | None = None) -> None:
@@ -39,7 +32,7 @@ def prepare(state: dict[str, Tensor], p: Tensor, route: Route, keeps: Keeps, pla
             state[name] = value.to(p.device, dtype)
     if "remainder" in state and state["remainder"].dtype != p.dtype:  # of a parameter that was narrower before
         mine(p, place).add_(mine(state.pop("remainder"), place).to(p.dtype))
-    for name, shape in wanted(p, route, keeps).items():
+    for name, shape in wanted(keeps, route, tuple(p.shape)).items():
         if name in state:
             continue
         if name != "step" and shape == p.shape:
@@ -81,7 +74,7 @@ def check_state(groups: list[dict[str, Any]], state_dict: dict[str, Any], keeps:
         if (rule := group.get("rule", "Zeta")) != own:
             raise ValueError(f"the state was written by {rule}, not by {own}: load it into {rule}, or start anew")
     for p, saved, route in _pairs(groups, state_dict):
-        shapes = wanted(p, Route(*route), keeps)
+        shapes = wanted(keeps, Route(*route), tuple(p.shape))
         shapes = {key: shape for key, shape in shapes.items() if key not in lacked(saved)}
         if shapes.keys() - saved.keys() or saved.keys() - shapes.keys() - {"remainder"}:
             raise ValueError(

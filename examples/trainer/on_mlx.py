@@ -6,28 +6,14 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from mlx import nn
 from mlx.nn import average_gradients
 from mlx.optimizers import AdamW, Muon, Optimizer, clip_grad_norm
 
-from trainer import model
 from zeta.backends.mlx import Eta, Zeta, load_named_state, named_state, to_numpy
+from zeta.bench import model
+from zeta.bench.on_mlx import FUSED, jit, use_device
 from zeta.routing.by_name import route
 
-
-def rms_norm(x: mx.array, weight: mx.array) -> mx.array:
-    return mx.fast.rms_norm(x, weight, model.EPS)
-
-
-def attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-    return mx.fast.scaled_dot_product_attention(q, k, v, scale=1 / sqrt(q.shape[-1]), mask="causal")
-
-
-def cross_entropy(scores: mx.array, targets: mx.array) -> mx.array:
-    return nn.losses.cross_entropy(scores.astype(mx.result_type(scores, mx.array(0.0))), targets, reduction="mean")
-
-
-FUSED = model.Operations(rms_norm, attention, cross_entropy)
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float64": mx.float64}
 
 
@@ -155,19 +141,3 @@ def make_parts(
     # match_rms_adamw for all matrices but those wider than the model. It adds decay to the gradient: none, then.
     muon = Part(Muon(1e-3, weight_decay=0.0), matrices, scale=0.2 * sqrt(config.width))
     return [muon, Part(adamw, [n for n in params if n not in matrices])]
-
-
-def jit(function: Any) -> Any:
-    """The function compiled, on a GPU. On the CPU MLX 0.32 calls a C++ compiler for that, half a minute a model."""
-    return mx.compile(function) if mx.default_device() == mx.Device(mx.gpu) else function
-
-
-def use_device(name: str | None, dtype: str) -> None:
-    """Makes it the default device; None leaves MLX's own choice."""
-    there = ["gpu", "cpu"] if mx.is_available(mx.gpu) else ["cpu"]
-    if name is not None and name not in there:
-        raise ValueError(f"MLX has no device {name!r} on this machine: choose --device {' or '.join(there)}")
-    if name is not None:
-        mx.set_default_device(mx.gpu if name == "gpu" else mx.cpu)
-    if dtype == "float64" and mx.default_device() != mx.Device(mx.cpu):
-        raise ValueError("MLX has float64 on the CPU only: add --device cpu, or choose --dtype float32")

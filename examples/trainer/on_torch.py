@@ -8,31 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer import model
 from zeta.backends.torch import Eta, Zeta, load_named_state, named_state, to_numpy
+from zeta.bench import model
+from zeta.bench.on_torch import FUSED, find_device
 from zeta.routing.by_name import route
 
-
-def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
-    return F.rms_norm(x, weight.shape, weight, model.EPS)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-
-
-def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(scores, targets.long())
-
-
-FUSED = model.Operations(rms_norm, attention, cross_entropy)
 TIMEOUT = timedelta(minutes=10)  # of a rank that waits for another: one may be writing a large checkpoint
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -201,21 +187,3 @@ def make_optimizers(
     rest = [(n, p) for n, p in named if route(n, tuple(p.shape)).treatment == "adamw"]
     muon = torch.optim.Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.AdamW(rest, betas=betas, weight_decay=weight_decay)]
-
-
-def find_device(name: str | None) -> torch.device:
-    """The device of this name; None is CUDA, else MPS, else the CPU."""
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name is None:
-        name = next(kind for kind, there in here.items() if there)
-    if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # of torchrun
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    count = torch.cuda.device_count() if device and device.type == "cuda" else 1
-    if device is None or not here.get(device.type) or (device.index or 0) >= count:
-        there = [kind for kind, there in here.items() if there]
-        raise ValueError(f"torch has no device {name!r} on this machine: choose --device {' or '.join(there)}")
-    return device

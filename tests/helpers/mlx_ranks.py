@@ -10,12 +10,13 @@ from mlx.optimizers import AdamW, MultiOptimizer
 from mlx.utils import tree_flatten, tree_unflatten
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-from trainer import model, on_mlx
+from trainer import on_mlx
 
 from zeta import family
 from zeta import newton_schulz_forms as forms
 from zeta.backends import mlx
 from zeta.backends.mlx import optimizer as backend  # where Newton-Schulz is replaced
+from zeta.bench import model
 from zeta.parity import cases
 from zeta.routing.by_name import route
 from zeta.routing.layout import cut

@@ -79,8 +79,7 @@ def objects(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 def footer(arrays: Mapping[str, Any], routes: Mapping[str, Route]) -> str:
     """The shares of all entries by treatment, the number of matrices, and of doubts; what is shared counts once."""
-    once = {id(array): name for name, array in reversed([*arrays.items()])}
-    sizes = {name: prod(arrays[name].shape) for name in once.values()}
+    sizes = {name: prod(array.shape) for name, array in unshared(arrays).items()}
     ours = [name for name in sizes if routes[name].treatment == "zeta"]
     total, matrices = sum(sizes.values()), sum(s[0] for name in ours for s in shapes(routes[name]))
     share = sum(sizes[name] for name in ours) / max(total, 1)
@@ -89,3 +88,9 @@ def footer(arrays: Mapping[str, Any], routes: Mapping[str, Route]) -> str:
         f"{total:,} entries: {share:.1%} to Zeta as {matrices:,} matrices, {1 - share:.1%} to AdamW; "
         f"{doubts or 'no'} doubt{'s' * (doubts != 1)}"
     )
+
+
+def unshared(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are the same array once, under the first of its names."""
+    once = {id(array): name for name, array in reversed([*arrays.items()])}
+    return {name: arrays[name] for name in once.values()}

@@ -15,6 +15,7 @@ from array_api_compat import array_namespace
 
 Array = Any
 Params = dict[str, Any]  # nested; the leaves are arrays
+Shapes = dict[str, tuple[int, ...]]  # by dotted name
 EPS = 1e-6
 
 
@@ -141,11 +142,11 @@ def rotations(config: Config) -> tuple[np.ndarray, np.ndarray]:
     return np.cos(angles), np.sin(angles)
 
 
-def shapes(config: Config) -> dict[str, tuple[int, ...]]:
+def shapes(config: Config) -> Shapes:
     """Name -> shape of every parameter; weights are (out, in)."""
     w, hidden, kv = config.width, 3 * config.width, config.kv_heads * config.head_size
     projections = {"q": (w, w), "k": (kv, w), "v": (kv, w), "o": (w, w)}
-    layer: dict[str, tuple[int, ...]] = {f"self_attn.{name}_proj": shape for name, shape in projections.items()}
+    layer: Shapes = {f"self_attn.{name}_proj": shape for name, shape in projections.items()}
     layer |= {"mlp.gate_proj": (hidden, w), "mlp.up_proj": (hidden, w), "mlp.down_proj": (w, hidden)}
     layer |= {f"self_attn.{name}_norm": (config.head_size,) for name in "qk"}
     layer |= {f"{name}_layernorm": (w,) for name in ("input", "post_attention")}

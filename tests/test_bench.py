@@ -1,0 +1,96 @@
+"""`zeta bench` as a user and as a machine see it, on tiny shapes; and the reports of devices that are kept."""
+
+import json
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zeta import cli
+from zeta.bench import measure, model, tables
+
+DEVICES = sorted((Path(__file__).parent.parent / "bench/devices").glob("*.json"))
+TINY = tables.Sizes(
+    matrices=[(2, 8, 8), (1, 8, 24)],
+    gpt=(1, 8, 32),
+    lm=model.Config(vocab=16, context=8, layers=1, width=16, heads=2, kv_heads=1),
+    batch=2,
+)
+LIBRARIES = {"torch": "torch", "mlx": "mlx.core"}
+
+
+@pytest.fixture(params=LIBRARIES)
+def library(request, monkeypatch):
+    pytest.importorskip(LIBRARIES[request.param])
+    monkeypatch.setattr(tables, "SIZES", dict.fromkeys(tables.SIZES, TINY))
+    return request.param
+
+
+def rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for key in ("newton_schulz", "step", "training_step") for row in report[key]["rows"]]
+
+
+def test_json_is_read_back(library, capsys):
+    assert cli.main(["bench", "--json", "--backend", library, "--device", "cpu"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["machine"]["library"].startswith(f"{library} ") and report["machine"]["device"] == "cpu"
+    assert [row["shape"] for row in report["newton_schulz"]["rows"]] == ["2x8x8", "1x8x24"]
+    for key in ("step", "training_step"):
+        assert [row["optimizer"].split()[0] for row in report[key]["rows"]] == ["Zeta", "Muon", "AdamW"]
+    numbers = [value for row in rows(report) for value in row.values() if not isinstance(value, str)]
+    assert numbers and all(isfinite(value) and value >= 0 for value in numbers)
+    assert all(0 < row["error"] < 0.1 for row in report["newton_schulz"]["rows"])
+    assert all(0 < row["share"] < 1 for row in report["training_step"]["rows"])
+    assert report["line"].startswith(f"zeta {report['zeta']}, {report['machine']['library']} on cpu")
+
+
+def test_the_tables_end_with_the_line_to_paste(library, capsys):
+    assert cli.main(["bench", "--backend", library, "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    for word in (
+        "Newton-Schulz",
+        "One step of a GPT",
+        "Training step",
+        "error",
+        "transient MiB",
+        "share",
+        "Muon + AdamW",
+    ):
+        assert word in out
+    assert out.splitlines()[-1].startswith("zeta ") and "share of a training step: Zeta" in out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("device", ["cuda", "gpu"])
+def test_a_device_that_is_not_there_is_refused_in_a_line(device, capsys):
+    torch = pytest.importorskip("torch")
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("it is there")
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["bench", "--backend", "torch", "--device", device])
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and f"no device '{device}'" in error.replace("cuda:0", "cuda") and "--device" in error
+
+
+def test_no_round_begins_after_the_time_is_over():
+    turns = dict.fromkeys(["a", "b"], 0)
+
+    def turn(name: str) -> None:
+        turns[name] += 1
+
+    measure.medians({name: lambda name=name: turn(name) for name in turns}, rounds=5, seconds=0)
+    assert turns == {"a": 2, "b": 2}  # one to warm up, and one that counts
+    measure.medians({name: lambda name=name: turn(name) for name in turns}, rounds=5)
+    assert turns == {"a": 8, "b": 8}
+
+
+@pytest.mark.parametrize("file", DEVICES, ids=[file.stem for file in DEVICES])
+def test_kept_reports_are_whole(file):
+    report = json.loads(file.read_text())
+    assert {"zeta", "machine", "newton_schulz", "step", "training_step", "line"} <= report.keys()
+    assert len(rows(report)) >= 9 and file.stem.endswith(report["machine"]["library"].split()[0])
+    assert f"- {report['line']}" in " ".join((file.parents[1] / "README.md").read_text().split())
+
+
+def test_there_are_reports_of_both_libraries():
+    assert {json.loads(file.read_text())["machine"]["library"].split()[0] for file in DEVICES} == {"torch", "mlx"}

@@ -1,0 +1,1 @@
+"""What `zeta bench` measures: Newton-Schulz, an optimizer's step, and its share of a training step, on any device."""

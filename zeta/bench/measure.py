@@ -1,0 +1,79 @@
+"""How every benchmark measures and shows: interleaved medians, and tables of rows {column: value}."""
+
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from math import inf
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+Row = dict[str, Any]
+Contenders = dict[str, Callable[[], Any]]
+SLOW = 10.0  # seconds; what takes longer is timed once
+
+
+class Step(NamedTuple):
+    """A step of an optimizer that has parameters of its own."""
+
+    run: Callable[[], None]
+    state: Callable[[], int]  # bytes of its state, after a step
+
+    def __call__(self) -> None:
+        self.run()
+
+
+def medians(contenders: Contenders, rounds: int, seconds: float = inf) -> dict[str, float]:
+    """Seconds of each contender: the median of `rounds` turns, taken in turn after one warm-up each.
+
+    Once so many `seconds` are over, no other round begins.
+    """
+    start = time.perf_counter()
+    warm = {name: timed(run) for name, run in contenders.items()}
+    quick: dict[str, list[float]] = {name: [] for name, took in warm.items() if took < SLOW}
+    for i in range(rounds):
+        if i == 0 or time.perf_counter() - start < seconds:
+            for name, times in quick.items():
+                times.append(timed(contenders[name]))
+    return warm | {name: statistics.median(times) for name, times in quick.items()}
+
+
+def timed(run: Callable[[], Any]) -> float:
+    """Seconds that it took."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def show(title: str, rows: Sequence[Row], console: Console) -> None:
+    """Prints the rows as a table."""
+    table = Table(*rows[0], box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*map(text, row.values()))
+    console.print(title, highlight=False, style="bold")
+    console.print(table)
+
+
+def text(value: Any) -> str:
+    if value is None:
+        return "not measured"
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.1e}" if 0 < abs(value) < 0.01 else f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
+
+
+def cpu() -> str:
+    """The processor's name; on a Mac the chip's, GPU included."""
+    if platform.system() == "Darwin":
+        return subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True
+        ).stdout.strip()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
