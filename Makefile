@@ -32,6 +32,7 @@ bench: .venv/test ## the tables of bench/README.md
 	$(BIN)/python bench/newton_schulz.py
 	$(BIN)/python bench/newton_schulz.py --errors
 	$(BIN)/python bench/step.py
+	$(BIN)/python bench/memory.py
 	$(BIN)/python bench/newton_schulz.py --backend mlx
 	$(BIN)/python bench/step.py --backend mlx
 	$(BIN)/python bench/scaling.py
