@@ -21,7 +21,7 @@ TABLE = {  # a value that is not AdamW's default: what comes of it
     "fused": (True, NO_EFFECT),
     "foreach": (True, NO_EFFECT),
     "amsgrad": (True, REFUSED),
-    "capturable": (True, REFUSED),
+    "capturable": (True, NO_EFFECT),
     "differentiable": (True, REFUSED),
 }
 

@@ -1,14 +1,16 @@
 """`zeta bench` as a user and as a machine see it, on tiny shapes; and the reports of devices that are kept."""
 
 import json
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
 
 from zeta import cli
 from zeta.bench import measure, model, tables
+from zeta.bench.report import gate_of
 
 DEVICES = sorted((Path(__file__).parent.parent / "bench/devices").glob("*.json"))
 TINY = tables.Sizes(
@@ -82,6 +84,23 @@ def test_no_round_begins_after_the_time_is_over():
     assert turns == {"a": 2, "b": 2}  # one to warm up, and one that counts
     measure.medians({name: lambda name=name: turn(name) for name in turns}, rounds=5)
     assert turns == {"a": 8, "b": 8}
+
+
+class Gpu:
+    """A device on which the kernel is faster at 1024 rows and from 4096."""
+
+    def symmetric_products(self):
+        for n, ms in [(512, 1), (1024, 9), (2048, 1), (4096, 9)]:
+            yield n, {"Triton": lambda: sleep(4e-3), "cuBLAS": lambda ms=ms: sleep(ms * 1e-3)}
+
+
+def test_the_kernels_gate_is_where_it_stays_faster(capsys):
+    pytest.importorskip("torch")
+    rows = tables.symmetric_products(Gpu(), rounds=3)
+    assert tables.gate(rows) == 4096 and tables.gate(rows[:3]) == inf and tables.gate(rows[1:2]) == 1024
+    machine = {"name": "NVIDIA Some", "library": "torch 9"}
+    report = {"zeta": "1", "machine": machine, "symmetric_products": {"rows": rows}}
+    assert str(gate_of(report)) == "Gate(name='NVIDIA Some', rows=4096, source='zeta bench 1, torch 9')"
 
 
 @pytest.mark.parametrize("file", DEVICES, ids=[file.stem for file in DEVICES])

@@ -188,6 +188,17 @@ for size in [(1, 64, 64), (2, 65, 70), (3, 128, 96), (2, 130, 33)]:
         plain = symmetric(xt, xt.mT).double().numpy()
         assert error(plain, product(x, x.mT)) < bound
 assert symmetric(torch.empty(0, 8, 8), torch.empty(0, 8, 8)).shape == (0, 8, 8)
+
+from zeta.backends.torch import symmetric_kernel
+
+class Recorder:  # in the kernel's place: 70,000 matrices, interpreted, would take minutes
+    def __getitem__(self, grid):
+        self.grid = grid({"TILE": 64})
+        return lambda *arguments, **options: None
+
+symmetric_kernel._symmetric = recorder = Recorder()
+symmetric(torch.empty(70_000, 2, 3), torch.empty(70_000, 3, 2))
+assert recorder.grid == (70_000,), recorder.grid  # CUDA's limits: 2^31 - 1, and 65535 for the other axes
 """
 
 

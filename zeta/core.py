@@ -86,6 +86,7 @@ class Rule(NamedTuple):
     sums: Sums = {}  # noqa: RUF012 (of a tuple; of the gradient, for `whole`)
     orthogonalizes: bool = True  # whether `whole` calls `orthogonalize`
     defaults: Hyper = Hyper()
+    decomposes: bool = False  # whether `whole` calls eigh or svd, for which the host waits for a GPU
 
     @property
     def summed(self) -> dict[str, tuple[str, Shape]]:

@@ -36,7 +36,7 @@ def shampoo(precondition_frequency: int = 10) -> Rule:
         new = {"exp_avg": m, "left": factors[0], "right": factors[1], "left_root": a, "right_root": b}
         return to_rms(a @ m @ b), new | {"steps": n}
 
-    return shampoo
+    return shampoo._replace(decomposes=True)
 
 
 def soap(precondition_frequency: int = 10) -> Rule:
@@ -73,7 +73,7 @@ def soap(precondition_frequency: int = 10) -> Rule:
         new = {"exp_avg": m, "exp_avg_sq": v, "left_basis": a, "right_basis": b, "steps": counted(n, g)}
         return u, new | factors
 
-    return soap
+    return soap._replace(decomposes=True)
 
 
 def check_frequency(every: int) -> None:
@@ -120,7 +120,7 @@ def schattor(p: float = 4.0) -> Rule:
         (u, _size), (rows, cols) = dual(m, p), m.shape[-2:]
         return 0.2 * sqrt(rows * cols) / min(rows, cols) ** (1 / 2 - 1 / p) * u, {}
 
-    return schattor
+    return schattor._replace(decomposes=True)
 
 
 def schattor_regularised(p: float = 4.0) -> Rule:
@@ -134,7 +134,7 @@ def schattor_regularised(p: float = 4.0) -> Rule:
         u, size = dual(m, p)
         return size * u, {}
 
-    return schattor_regularised
+    return schattor_regularised._replace(decomposes=True)
 
 
 def check_norm(p: float) -> None:

@@ -60,6 +60,9 @@ def _contiguous(params: list[Tensor], grads: list[Tensor], own: list[Part], grou
     names |= dict(fused=not traced, foreach=traced, capturable=traced, amsgrad=False)
     m, v = [part.m for part in own], [part.v for part in own]
     w, g, a, b = ([t.contiguous() for t in tensors] for tensors in (params, grads, m, v))
+    if isinstance(names["weight_decay"], Tensor):  # which torch 2.13 would read on the host
+        torch._foreach_mul_(w, 1 - (names["lr"] * names["weight_decay"]).reshape(()).to(w[0].device))
+        names["weight_decay"] = 0.0
     torch_adamw(w, g, a, b, [], [part.step for part in own], beta1=b1, beta2=b2, **names)
     for t, straight in zip([*params, *m, *v], [*w, *a, *b], strict=True):
         if straight is not t:

@@ -20,7 +20,7 @@ from zeta.routing.layout import Route, check_route
 ADAMW: dict[str, tuple[Any, str]] = {
     "fused": (None, ""),
     "foreach": (None, ""),
-    "capturable": (True, "has not been tried in a CUDA graph, and may not replay there"),
+    "capturable": (None, ""),  # see `check_capturable`
     "differentiable": (True, "writes in place, where no gradient can pass"),
     "amsgrad": (True, "keeps no maximum of its variance"),
     "decoupled_weight_decay": (False, "decays weights apart from their gradients"),  # in AdamW's groups
@@ -99,6 +99,13 @@ def check_carried(options: dict[str, Any], owner: str) -> None:
     for key, (refused, why) in ADAMW.items():
         if refused is not None and options.get(key, not refused) == refused:
             raise ValueError(f"{key} is {refused}, but {owner} {why}: leave it out")
+
+
+def check_capturable(group: dict[str, Any], decomposes: bool, shared: bool, owner: str) -> None:
+    """Raises ValueError where a step with capturable=True would be none for a CUDA graph."""
+    why = "waits for the GPU to decompose matrices" if decomposes else "waits for other ranks" if shared else ""
+    if group.get("capturable") and why:
+        raise ValueError(f"capturable is True, but {owner} {why}, which no CUDA graph can replay: leave it out")
 
 
 def check_values(group: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from .adamw import Part, adamw, own_part
 from .groups import (
     ADAMW,
     apart,
+    check_capturable,
     check_carried,
     check_gradients,
     check_group,
@@ -48,15 +49,20 @@ class Zeta(torch.optim.Optimizer):
     and the best was 8, 8 and 2 times AdamW's on our three small tasks. It starts from the paper's lr=1e-3,
     betas=(0.95, 0.99), eps=1e-8, weight_decay=0.1; runs of some hundred steps want a smaller b1. `adamw` (lr, betas,
     eps, weight_decay) sets AdamW's half apart, in groups of its own. Vectors, such as norms and biases, are not decayed
-    without `decay_vectors`. AdamW's fused, foreach, capturable, differentiable and amsgrad are taken where they change
-    nothing, else refused.
+    without `decay_vectors`. AdamW's fused, foreach, differentiable and amsgrad are taken where they change nothing,
+    else refused.
 
     `param_groups` reads the model; with `model.named_parameters()` names and shapes decide alone. A group's `treatment`
     ("zeta" or "adamw") overrules them. A group may have any keys of your own. Moments are
     float32 or better; a narrower parameter keeps what rounding took off it, so that no small step is lost.
     `ns_steps="auto"` takes as many Newton-Schulz steps as a matrix's shape needs (`zeta.auto_coefficients`). Each group
-    has its own copy of a tensor `lr`: change `group["lr"]`. Raises ValueError for values out of range, TypeError for
-    sparse or complex gradients, always before anything is changed.
+    has its own copy of a tensor `lr` or `weight_decay`: change `group["lr"]`. Raises ValueError for values out of
+    range, TypeError for sparse or complex gradients, always before anything is changed.
+
+    On one device a step reads nothing from a GPU, so that a CUDA graph may hold it once some steps are taken: tensors
+    for `lr` and `weight_decay` are read at each replay, numbers stay as they were. `capturable=True` puts a group's
+    tensors beside its parameters, and refuses ranks and optimizers that decompose matrices. (Tested on tensors without
+    values; in a graph not tried.)
 
     Over ranks each matrix is orthogonalised by one of them. DTensors (FSDP2, tensor parallel) tell all; DDP needs
     `process_group`, the ranks that hold the same parameters. `shard_state` leaves each rank the state of a part: rank
@@ -163,13 +169,16 @@ class Zeta(torch.optim.Optimizer):
     def _complete(self, group: dict[str, Any]) -> None:
         """Gives a new group what the optimizer needs. Raises ValueError where it cannot take the group."""
         self._check(group)
-        if isinstance(group["lr"], Tensor):
-            group["lr"] = group["lr"].clone()  # shared, a scheduler that multiplies in place would do so once a group
+        for name in ("lr", "weight_decay"):
+            if isinstance(group[name], Tensor):  # shared, a scheduler that multiplies in place would do so once a group
+                near = group["params"][0].device if group.get("capturable") and group["params"] else None
+                group[name] = group[name].clone().to(near)
         guessed = "routes" not in group
         group["routes"] = group_routes(group)
         for p in group["params"]:
             self._shapes[id(p)] = p.shape
             self.place(p)  # refuses what cannot be; and a step that is compiled could not look for it
+        self._check(group)  # again, since ranks are known
         if (
             guessed
             and "param_names" not in group
@@ -188,7 +197,7 @@ class Zeta(torch.optim.Optimizer):
         """Raises ValueError for values out of range: of a new group, and of what was written into it since."""
         check_values(group)
         check_carried(group, type(self).__name__)
-        self.rule_of(group)
+        check_capturable(group, self.rule_of(group).decomposes, self._ranks.shared, type(self).__name__)
 
     def __getstate__(self) -> dict[str, Any]:
         if self._ranks.shard and any(self._ranks.parted(p) for group in self.param_groups for p in group["params"]):

@@ -1,7 +1,5 @@
 """Newton-Schulz for torch: the forms of `zeta.newton_schulz_forms` on products that fit the device."""
 
-from functools import cache
-from importlib.util import find_spec
 from itertools import pairwise
 from typing import cast
 
@@ -12,8 +10,9 @@ from zeta import newton_schulz_forms as forms
 from zeta.coefficients import Steps
 from zeta.core import COEFFICIENTS, check_matrix
 
+from .kernel_gate import kernel_rows
+
 BLOCK = 256  # rows of a block of a symmetric product; smaller blocks cost more in launches than they save
-KERNEL_ROWS = 1024  # from here the Triton kernel is used; below, published timings on an H100 favour cuBLAS
 # Asked for here, once: torch.compile, torch 2.13, cannot trace the question.
 CPU_HAS_BFLOAT16 = bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 PADDING = 64  # entries between rows of a matrix of blocks: rows 2048 bytes apart fall into the same places of a cache
@@ -119,11 +118,11 @@ def symmetric(
     """alpha a b + beta c + delta d + diagonal I (..., n, n), known to be symmetric.
 
     Large ones are multiplied in their lower half alone: on a CPU by blocks, from 2 BLOCK rows; on CUDA by tiles of a
-    Triton kernel, in half precision from KERNEL_ROWS.
+    Triton kernel, in half precision from `kernel_rows`.
     """
     n = a.shape[-2]
     if not on_cpu(a):
-        if n >= KERNEL_ROWS and a.is_cuda and a.dtype in (torch.float16, torch.bfloat16) and _has_kernel(a.device):
+        if a.is_cuda and a.dtype in (torch.float16, torch.bfloat16) and n >= kernel_rows(a.device):
             from .symmetric_kernel import symmetric as kernel
 
             return kernel(a, b, c, beta, alpha, diagonal)
@@ -159,12 +158,6 @@ def start_with(y: Tensor, c: Tensor | None, beta: float, d: Tensor | None, delta
         y = torch.add(c, d, alpha=delta / beta, out=y)
     y.diagonal(dim1=-2, dim2=-1).add_(diagonal / beta)
     return beta
-
-
-@cache
-def _has_kernel(device: torch.device) -> bool:
-    """Whether this device multiplies on tensor cores that Triton drives: Ampere and newer."""
-    return torch.cuda.get_device_capability(device) >= (8, 0) and find_spec("triton") is not None
 
 
 def multiply(

@@ -44,10 +44,12 @@ def step(
 
 
 def settings(options: dict[str, Any], device: torch.device) -> Hyper:
-    """A group's, with a tensor lr where foreach takes it: on the device, with no axes."""
-    lr = options["lr"]
-    lr = lr.reshape(()).to(device, non_blocking=True) if isinstance(lr, Tensor) else lr
-    return Hyper(lr, options["betas"], options["eps"], options["weight_decay"])
+    """A group's, with tensors for lr and decay where foreach takes them: on the device, with no axes."""
+    lr, decay = (
+        x.reshape(()).to(device, non_blocking=True) if isinstance(x, Tensor) else x
+        for x in (options["lr"], options["weight_decay"])
+    )
+    return Hyper(lr, options["betas"], options["eps"], decay)
 
 
 def local(rule: Rule, g: list[Tensor], state: dict[str, list[Tensor]], hyper: Hyper) -> None:

@@ -23,17 +23,16 @@ def symmetric(
 ) -> Tensor:
     """alpha a b + beta c + diagonal I (batch, n, n), known to be symmetric, summed in float32 and rounded once.
 
-    a (batch, n, k), b (batch, k, n), c (batch, n, n), any strides, n and k need not divide by the tile. A batch holds
-    at most 65535 matrices, CUDA's limit on a grid's second axis.
+    a (batch, n, k), b (batch, k, n), c (batch, n, n), any strides, n and k need not divide by the tile.
     """
     batch, n, k = a.shape
     y = torch.empty(batch, n, n, dtype=a.dtype, device=a.device)
     if not y.numel():
         return y
 
-    def grid(config: dict[str, int]) -> tuple[int, int]:
+    def grid(config: dict[str, int]) -> tuple[int]:  # its other axes end at 65535, and a batch may be larger
         tiles = triton.cdiv(n, config["TILE"])
-        return tiles * (tiles + 1) // 2, batch
+        return (batch * (tiles * (tiles + 1) // 2),)
 
     given = y if c is None else c
     strides = (*a.stride(), *b.stride(), *given.stride(), *y.stride())
@@ -49,14 +48,16 @@ def _symmetric(
     alpha, beta, diagonal,
     HAS_C: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    # Program t has tile (i, j), j <= i, the t-th of the lower triangle by rows: i is the largest with i (i+1)/2 <= t.
-    t = tl.program_id(0)
+    # A matrix's t-th program has tile (i, j), j <= i, of the lower triangle by rows: i the largest with i (i+1)/2 <= t.
+    across = tl.cdiv(n, TILE)
+    tiles = across * (across + 1) // 2
+    t = tl.program_id(0) % tiles
     i = ((tl.sqrt(8.0 * t + 1.0) - 1.0) / 2.0).to(tl.int32)
     i = tl.where(i * (i + 1) // 2 > t, i - 1, i)  # the root was rounded up,
     i = tl.where((i + 1) * (i + 2) // 2 <= t, i + 1, i)  # or down
     j = t - i * (i + 1) // 2
 
-    which = tl.program_id(1).to(tl.int64)  # 64-bit offsets: a batch may hold more than 2^31 entries
+    which = (tl.program_id(0) // tiles).to(tl.int64)  # 64-bit offsets: a batch may hold more than 2^31 entries
     rows = (i * TILE + tl.arange(0, TILE)).to(tl.int64)
     cols = (j * TILE + tl.arange(0, TILE)).to(tl.int64)
     depth = tl.arange(0, DEPTH).to(tl.int64)

@@ -2,8 +2,9 @@
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from torch import Tensor
 from torch.optim import _muon
 
 from zeta.backends import torch as backend
+from zeta.backends.torch.kernel_gate import kernel_rows
 from zeta.backends.torch.orthogonalize import CPU_HAS_BFLOAT16, working_dtype
 from zeta.bench import model
-from zeta.bench.measure import Step, cpu
+from zeta.bench.measure import Contenders, Step, cpu
 from zeta.core import COEFFICIENTS
 from zeta.parity.paths import replaced
 from zeta.routing.by_name import route
@@ -126,6 +128,19 @@ class Torch:
             self.wait()
 
         return run
+
+    def symmetric_products(self) -> Iterator[tuple[int, Contenders]]:
+        """(rows, the kernel and cuBLAS) on CUDA, where there is a kernel: half-precision batches of 2^22 entries."""
+        if self.kind != "cuda" or kernel_rows(self.device) == inf:
+            return
+        from zeta.backends.torch.symmetric_kernel import symmetric
+
+        for n in (512, 1024, 2048, 4096, 8192):
+            x = torch.randn(max(1, (1 << 22) // n**2), n, n, device=self.device).half()
+            yield n, {"Triton": partial(self.symmetric, symmetric, x), "cuBLAS": partial(self.symmetric, torch.bmm, x)}
+
+    def symmetric(self, product: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> None:
+        self.wait(product(x, x.mT))
 
     def peak(self, run: Callable[[], Any]) -> int | None:
         """Most bytes that `run` held beyond what was there before; None on MPS, which does not tell."""

@@ -1,6 +1,6 @@
 """What `zeta bench` says: one object of all that it measured, the tables, and a line to paste into an issue."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from math import prod
 from typing import Any
@@ -19,25 +19,31 @@ SECONDS = 20.0  # after which a table begins no other round
 def measure(library: str, device: str | None) -> Report:
     """All of it, on a device of this library. Raises ValueError for a device that is not there."""
     side = side_of(library, device)
-    chosen, names = sizes(side), ["Zeta", f"{side.muon} + AdamW", "AdamW"]
-    lm, peer, limits = chosen.lm, {side.muon: side.peers()[side.muon]}, (ROUNDS, SECONDS / len(chosen.matrices))
-    ns = [tables.newton_schulz(side, shape, peer, *limits) for shape in chosen.matrices]
-    shapes = tables.gpt(*chosen.gpt)
-    step = tables.step(side, {name: side.step(name, shapes) for name in names}, ROUNDS, SECONDS)
-    training = tables.training_step(side, lm, chosen.batch, names, ROUNDS, SECONDS)
-    layers, width, vocab = chosen.gpt
-    report = {
-        "zeta": version("zeta-optim"),
-        "machine": side.machine(),
-        "newton_schulz": titled("Newton-Schulz, five jordan steps of float32 matrices", ns),
-        "step": titled(f"One step of a GPT: {layers} layers, width {width}, vocabulary {vocab}, float32", step),
-        "training_step": titled(
-            f"Training step of a language model: {lm.layers} layers, width {lm.width}, {chosen.batch} x {lm.context} "
-            f"tokens, vocabulary {lm.vocab}",
-            training,
-        ),
-    }
+    report: Report = {"zeta": version("zeta-optim"), "machine": side.machine()}
+    report |= {key: {"title": title, "rows": rows} for key, title, rows in measured(side) if rows}
     return report | {"line": line(report)}
+
+
+def measured(side: Side) -> Iterator[tuple[str, str, list[Row]]]:
+    """(key, title, rows) of every table."""
+    own, names = sizes(side), ["Zeta", f"{side.muon} + AdamW", "AdamW"]
+    peer, limits = {side.muon: side.peers()[side.muon]}, (ROUNDS, SECONDS / len(own.matrices))
+    rows = [tables.newton_schulz(side, shape, peer, *limits) for shape in own.matrices]
+    yield "newton_schulz", "Newton-Schulz, five jordan steps of float32 matrices", rows
+    (layers, width, vocab), lm = own.gpt, own.lm
+    title = f"One step of a GPT: {layers} layers, width {width}, vocabulary {vocab}, float32"
+    contenders = {name: side.step(name, tables.gpt(*own.gpt)) for name in names}
+    yield "step", title, tables.step(side, contenders, ROUNDS, SECONDS)
+    del contenders  # a GPU's memory, too
+    title = (
+        f"Training step of a language model: {lm.layers} layers, width {lm.width}, {own.batch} x {lm.context} tokens"
+    )
+    yield "training_step", title, tables.training_step(side, lm, own.batch, names, ROUNDS, SECONDS)
+    yield (
+        "symmetric_products",
+        "x times its transpose, half precision",
+        tables.symmetric_products(side, ROUNDS, SECONDS),
+    )
 
 
 def side_of(library: str, device: str | None = None) -> Side:
@@ -49,10 +55,6 @@ def side_of(library: str, device: str | None = None) -> Side:
     from zeta.bench.on_torch import Torch
 
     return Torch(device)
-
-
-def titled(title: str, rows: Sequence[Row]) -> dict[str, Any]:
-    return {"title": title, "rows": list(rows)}
 
 
 def line(report: Report) -> str:
@@ -70,6 +72,14 @@ def line(report: Report) -> str:
     )
 
 
+def gate_of(report: Report) -> Any:
+    """The line for this GPU in the table of gates."""
+    from zeta.backends.torch.kernel_gate import Gate
+
+    source = f"zeta bench {report['zeta']}, {report['machine']['library']}"
+    return Gate(report["machine"]["name"], tables.gate(report["symmetric_products"]["rows"]), source)
+
+
 def machine(parts: dict[str, Any]) -> str:
     """In words."""
     count = parts.get("threads", 0)
@@ -84,8 +94,10 @@ def mean(values: Sequence[float]) -> float:
 
 def tell(report: Report, console: Console) -> None:
     console.print(f"zeta {report['zeta']}, {machine(report['machine'])}\n", highlight=False)
-    for key in ("newton_schulz", "step", "training_step"):
-        show(report[key]["title"], report[key]["rows"], console)
+    for part in (value for value in report.values() if isinstance(value, dict) and "rows" in value):
+        show(part["title"], part["rows"], console)
+    if "symmetric_products" in report:
+        print(f"GATES of zeta.backends.torch.kernel_gate should have\n{gate_of(report)}\n")
     console.print(
         "x: that optimizer's time over zeta's, medians of interleaved turns. Errors: against float64. Transient: the "
         "most that a step holds beyond parameters, gradients and state.\n\nTo report this device, paste this line and "

@@ -108,6 +108,23 @@ def training_step(
     ]
 
 
+def symmetric_products(side: Side, rounds: int, seconds: float = inf) -> list[Row]:
+    """The Triton kernel beside cuBLAS, on batches as a step has them; empty for a device that has none."""
+    rows: list[Row] = []
+    for n, contenders in side.symmetric_products():
+        times = medians(contenders, rounds, seconds)
+        ratio = times["cuBLAS"] / times["Triton"]
+        rows.append({"rows": n, **{f"{name} ms": 1e3 * took for name, took in times.items()}, "x cuBLAS": ratio})
+    return rows
+
+
+def gate(rows: Sequence[Row]) -> float:
+    """From how many rows on the kernel is faster at every size that was measured; inf where it is not at the last."""
+    slower = [i for i, row in enumerate(rows) if row["x cuBLAS"] <= 1]
+    first = slower[-1] + 1 if slower else 0
+    return int(rows[first]["rows"]) if first < len(rows) else inf
+
+
 def gpt(layers: int, width: int, vocab: int) -> model.Shapes:
     """Names and shapes of a GPT's parameters."""
     result: model.Shapes = {"embed.weight": (vocab, width), "lm_head.weight": (vocab, width)} if vocab else {}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -160,10 +161,11 @@ def _torch_target(device: str, dtype: str) -> Target:
 
     from zeta.backends import torch as backend
     from zeta.backends.torch import orthogonalize as products
+    from zeta.backends.torch.kernel_gate import kernel_rows
 
     ns_dtype = None if dtype == "auto" else getattr(torch, dtype)
     state_dtype = torch.promote_types(ns_dtype or torch.float32, torch.float32)
-    sizes = {} if dtype in ("float32", "auto") else SMALL
+    sizes: dict[str, Any] = {} if dtype in ("float32", "auto") else SMALL
     block, cache = (sizes.get(name, getattr(products, name)) for name in ("BLOCK", "CACHE_BYTES"))
 
     def tensor(x: Array, dtype: Array = state_dtype) -> Array:
@@ -196,8 +198,9 @@ def _torch_target(device: str, dtype: str) -> Target:
     if device == "cpu":
         stack = (cache // 2048, 16, 64) if sizes else (cache // 32768, 64, 256)
         shapes = {"blocks": (2 * block, 2 * block), "parts": stack}
-    elif device == "cuda" and dtype != "float32" and products._has_kernel(torch.device(device)):
-        shapes = {"kernel": (products.KERNEL_ROWS, products.KERNEL_ROWS)}
+    elif device == "cuda" and dtype != "float32" and kernel_rows(torch.device(device)) < inf:
+        sizes = {"kernel_rows": lambda _: KERNEL_ROWS}
+        shapes = {"kernel": (KERNEL_ROWS, KERNEL_ROWS)}
     return Target(
         "torch",
         device,
@@ -220,6 +223,7 @@ def _torch_target(device: str, dtype: str) -> Target:
 # Where a CPU's blocks and parts begin while float64, float16 and bfloat16 are checked, for which a CPU may be slow: in
 # bfloat16 without units for it, 512 rows take seconds. float32 and "auto" are checked with the sizes of training.
 SMALL = {"BLOCK": 64, "CACHE_BYTES": 1 << 14}
+KERNEL_ROWS = 512  # from which CUDA's kernel is checked: the oracle takes minutes for 4096
 
 
 def core_path(dtype: str) -> tuple[str, ...]:
