@@ -208,6 +208,9 @@ def test_routing_prints_every_parameter_of_a_function_s_model(capsys, monkeypatc
     assert all(word in head for word in ("lm_head.weight", "5x3", "adamw", "output head"))
     assert all(word in bias for word in ("lm_head.bias", "vector"))
     assert all(word in fused for word in ("c_attn.weight", "12x4", "zeta", "3x4x4", "0.2 lr", "query, key, value"))
+    rest = 8 * (15 + 5 + 12) + 4 * 3  # AdamW's moments and counts
+    state = {"Zeta": rest + 8 * 48, "Eta": rest + 4 * 48, "AdamW": 8 * (15 + 5 + 12 + 48)}
+    assert "State: " + ", ".join(f"{name} {count / 1000:.2f} kB" for name, count in state.items()) in out
 
 
 def test_routing_of_a_config(capsys, tmp_path):

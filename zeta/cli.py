@@ -233,7 +233,8 @@ def routing(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _state(totals: dict[str, int]) -> str:
-    unit, size = ("GB", 1e9) if max(totals.values()) >= 1e9 else ("MB", 1e6)
+    most = max(totals.values())
+    unit, size = ("GB", 1e9) if most >= 1e9 else ("MB", 1e6) if most >= 1e6 else ("kB", 1e3)
     return "State: " + ", ".join(f"{name} {count / size:,.2f} {unit}" for name, count in totals.items())
 
 

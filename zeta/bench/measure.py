@@ -64,7 +64,7 @@ def text(value: Any) -> str:
         return "not measured"
     if not isinstance(value, float):
         return str(value)
-    return f"{value:.1e}" if 0 < abs(value) < 0.01 else f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}" if value >= 1e-3 else f"{value:.1e}"
 
 
 def cpu() -> str:
