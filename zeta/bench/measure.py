@@ -31,16 +31,18 @@ class Step(NamedTuple):
 def medians(contenders: Contenders, rounds: int, seconds: float = inf) -> dict[str, float]:
     """Seconds of each contender: the median of `rounds` turns, taken in turn after one warm-up each.
 
-    Once so many `seconds` are over, no other round begins.
+    Once so many `seconds` are over since then, no other round begins.
     """
+    for run in contenders.values():
+        run()
     start = time.perf_counter()
-    warm = {name: timed(run) for name, run in contenders.items()}
-    quick: dict[str, list[float]] = {name: [] for name, took in warm.items() if took < SLOW}
-    for i in range(rounds):
-        if i == 0 or time.perf_counter() - start < seconds:
-            for name, times in quick.items():
-                times.append(timed(contenders[name]))
-    return warm | {name: statistics.median(times) for name, times in quick.items()}
+    times: dict[str, list[float]] = {name: [timed(run)] for name, run in contenders.items()}
+    quick = [name for name, (took,) in times.items() if took < SLOW]
+    for _ in range(rounds - 1):
+        if time.perf_counter() - start < seconds:
+            for name in quick:
+                times[name].append(timed(contenders[name]))
+    return {name: statistics.median(turns) for name, turns in times.items()}
 
 
 def timed(run: Callable[[], Any]) -> float:
