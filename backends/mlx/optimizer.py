@@ -11,19 +11,18 @@ from mlx.utils import tree_map_with_path
 
 from zeta import adamw, family
 from zeta.coefficients import Steps, chosen
-from zeta.core import COEFFICIENTS, Hyper, Orthogonalize, Rule
+from zeta.core import COEFFICIENTS, Hyper, Rule
 from zeta.routing.by_name import route, warn_of_doubts
-from zeta.routing.layout import Route, batches, check_route, is_vector
-from zeta.stages import entries
+from zeta.routing.layout import Route, check_route, is_vector
 from zeta.step_report import Report
 
-from . import sharded
+from . import sharded, step
 from .half import Half
 from .orthogonalize import newton_schulz, working_dtype
 from .ranks import Messages, dispatch, shared, together
-from .report import KEY, Batch, observed, of_batch, read
+from .report import KEY, Batch, of_batch, of_weights, read
 from .sharded import is_shard, whole_shape
-from .stacks import on_stacks
+from .stacks import in_batches
 from .state import (
     VERSION,
     State,
@@ -43,6 +42,7 @@ from .state import (
     wanted,
     widen,
 )
+from .step import Stepped, Turns
 
 
 class Zeta(Optimizer):
@@ -173,8 +173,13 @@ class Zeta(Optimizer):
 
         rate = scheduled.get("learning_rate", self.learning_rate)
         hyper = Hyper(rate, self.betas, self.eps, self.weight_decay)
-        after = self._step(hyper, routes, together(grads, self.group), states, params)
-        new = {name: round_back(w, params[name], states[name], moments) for name, (w, moments) in after.items()}
+        turns = Turns(2 if self.group else 1)
+        new, after = dict[str, mx.array](), dict[str, State]()
+        for name, (w, kept) in self._step(hyper, routes, together(grads, self.group), states, params, turns):
+            new[name], after[name] = round_back(w, params[name], states[name], kept)
+            turns.end(new[name], *after[name].values())
+        for name, state in after.items():
+            states[name].update(state)
         self.state.update(scheduled, step=self.step + 1)
         self._loaded = False
         if self.group:
@@ -185,49 +190,47 @@ class Zeta(Optimizer):
         states = {name: leaf(self.state, name) for name in names}
         return {name: {} if state is None else state for name, state in states.items()}
 
-    def _step(self, hyper: Hyper, routes: dict[str, Route], grads: Any, states: Any, params: Any) -> dict[str, Any]:
-        """{name: (wide param, state)} after the step of each parameter."""
+    def _step(
+        self, hyper: Hyper, routes: dict[str, Route], grads: Any, states: Any, params: Any, turns: Turns
+    ) -> Stepped:
+        """(name, (wide param, state)) after the step of each parameter."""
         wide = {name: widen(params[name], state) for name, state in states.items()}
         matrices = {name: r for name, r in routes.items() if r.treatment == "zeta"}
         shards = {name: r for name, r in matrices.items() if is_shard(params[name], r)}
         messages = Messages(self.group) if self.group else None
         share = partial(shared, self._orthogonalize, self.coefficients, messages)
-        after = self._zeta(hyper, {n: r for n, r in matrices.items() if n not in shards}, grads, states, wide, share)
+        whole = {name: r for name, r in matrices.items() if name not in shards}
+        yield from self._zeta(hyper, whole, grads, states, wide, share, turns)
         if messages:
-            after |= sharded.update(self.rule, hyper, shards, grads, states, wide, messages, share)
+            yield from sharded.update(self.rule, hyper, shards, grads, states, wide, messages, share)
         rest = self._adamw.hyper(hyper, self.step)
         still = rest if self.decay_vectors else replace(rest, weight_decay=0.0)  # what is not decayed
         for name in (name for name, r in routes.items() if r.treatment == "adamw"):
             moments = {key: value for key, value in states[name].items() if key != "remainder"}
             own = still if is_vector(routes[name], wide[name].shape) else rest
-            after[name] = adamw.update(grads[name], moments, wide[name], own)
-        return after
+            (g,) = turns.begin([grads[name]])
+            yield name, adamw.update(g, moments, wide[name], own)
 
     def _zeta(
-        self, hyper: Hyper, routes: dict[str, Route], grads: Any, states: Any, wide: Any, share: Any
-    ) -> dict[str, Any]:
-        """{name: (param, state)} after the rule's `update` on stacks of same-shape matrices."""
+        self, hyper: Hyper, routes: dict[str, Route], grads: Any, states: Any, wide: Any, share: Any, turns: Turns
+    ) -> Stepped:
+        """(name, (param, state)) after the rule's step on stacks of same-shape matrices, measured if asked to."""
 
-        def update(stacks: State, orthogonalize: Orthogonalize) -> State:
-            state = {key: stacks[key] for key in self.rule.keeps}
-            seen: list[mx.array] = []
-            rule = self.rule if self._exact is None else observed(self.rule, seen)
-            param, state = rule.update(stacks["grad"], state, stacks["param"], hyper, orthogonalize)
+        def observe(u: mx.array) -> None:
             if self._exact is not None:
-                measured.append(of_batch(seen[0], param, hyper.lr, self._exact))
-            return {"param": param, **state}
+                measured.append(of_batch(u, hyper.lr, self._exact))
+                turns.end(measured[-1])
 
-        measured: list[mx.array] = []
-        kinds = {"grad": entries, "param": entries, **self.rule.keeps}
-        arrays = {name: {"grad": grads[name], "param": wide[name], **states[name]} for name in routes}
-        todo = list(batches({n: (r, (grads[n].dtype, wide[n].dtype)) for n, r in routes.items()}))
-        shapes = {name: wide[name].shape for name in routes}
-        work = [(batch, arrays, orthogonalize) for batch, orthogonalize in zip(todo, share(todo), strict=True)]
-        after = dict(on_stacks(update, kinds, routes, shapes, work))
+        measured, new = list[mx.array](), dict[str, mx.array]()
+        todo = in_batches(routes, {name: wide[name].dtype for name in routes}, self.group.size() if self.group else 1)
+        work = list(zip(todo, share(todo), strict=True))
+        for name, after in step.update(self.rule, hyper, routes, work, grads, states, wide, turns, observe):
+            new[name] = after[0]
+            yield name, after
         if measured:
             self._batches = [Batch([(n, v[0]) for (n, _), v in b.items()], next(iter(b.values()))) for b in todo]
-            self.state[KEY] = {str(i): figures for i, figures in enumerate(measured)}
-        return {name: (state.pop("param"), state) for name, state in after.items()}
+            figures = (mx.concatenate([m, of_weights(b, new, routes)]) for b, m in zip(todo, measured, strict=True))
+            self.state[KEY] = {str(i): all_four for i, all_four in enumerate(figures)}
 
     def report(self, exact: bool = False) -> Report:
         """What the last step did to each matrix: its rate, the RMS of update and weight, the update's orthogonality.

@@ -45,14 +45,20 @@ def symmetric(
 ) -> mx.array:
     """alpha a b + beta c + diagonal I (batch, n, n), known to be symmetric: a CPU multiplies only the lower blocks."""
     n = a.shape[-2]
-    blocks = 1 if mx.default_device() == mx.gpu else max(1, n // BLOCK)
-    ends = [n * i // blocks for i in range(blocks + 1)]
-    y = multiply(a[:, : ends[1]], b[:, :, : ends[1]], None if c is None else c[:, : ends[1], : ends[1]], beta, alpha)
-    for start, end in pairwise(ends[1:]):
+    y = multiply(a, b, c, beta, alpha) if mx.default_device() == mx.gpu else _by_blocks(a, b, c, beta, alpha)
+    return y + diagonal * mx.eye(n, dtype=y.dtype) if diagonal else y
+
+
+def _by_blocks(a: mx.array, b: mx.array, c: mx.array | None, beta: float, alpha: float) -> mx.array:
+    n, b = a.shape[-2], mx.contiguous(b)
+    blocks = max(1, n // BLOCK)
+    y = mx.zeros((len(a), n, n), a.dtype)
+    for start, end in pairwise(n * i // blocks for i in range(blocks + 1)):
         below = None if c is None else c[:, start:end, :end]
         row = multiply(a[:, start:end], b[:, :, :end], below, beta, alpha)
-        y = mx.concatenate([mx.concatenate([y, row[:, :, :start].mT], axis=-1), row], axis=-2)
-    return y + diagonal * mx.eye(n, dtype=y.dtype) if diagonal else y
+        y[:, start:end, :end] = row  # in place, as nothing else holds y
+        y[:, :start, start:end] = row[:, :, :start].mT
+    return y
 
 
 def multiply(a: mx.array, b: mx.array, c: mx.array | None = None, beta: float = 0.0, alpha: float = 1.0) -> mx.array:

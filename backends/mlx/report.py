@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from zeta.core import Array, Hyper, Orthogonalize, Rule, Stages, State, Step
+from zeta.routing.layout import Route, piece
 from zeta.stages import squares
 from zeta.step_report import Row, error, labels, rows, signs
 
-KEY = "zeta_report"  # in the optimizer's state: {batch: (4, N)}, squares of u and of the weights, errors, rates
+from .stacks import Batch as Pieces
+
+KEY = "zeta_report"  # in the optimizer's state: {batch: (4, N)}, squares of u, errors, rates, squares of the weights
 
 
 class Batch(NamedTuple):
@@ -19,27 +21,22 @@ class Batch(NamedTuple):
     shape: tuple[int, ...]
 
 
-def observed(rule: Rule, seen: list[mx.array]) -> Rule:
-    """The rule, which adds the u that the weights take to `seen`."""
-
-    def whole(x: Array, sums: State, state: State, hyper: Hyper, orthogonalize: Orthogonalize, stages: Stages) -> Step:
-        u, after = rule.whole(x, sums, state, hyper, orthogonalize, stages)
-        seen.append(u * (sums["moved"] > 0))
-        return u, after
-
-    return rule._replace(whole=whole)
-
-
-def of_batch(u: mx.array, weights: mx.array, lr: Any, exact: bool) -> mx.array:
-    """(4, N), nothing of it computed yet."""
+def of_batch(u: mx.array, lr: Any, exact: bool) -> mx.array:
+    """(3, N): the squares of u (N, rows, cols), errors and rates, nothing of it computed yet."""
     probe = None if exact else mx.array(signs(min(u.shape[-2:]))).astype(u.dtype)
     size = squares(u, (-2, -1))
-    figures = [size, squares(weights, (-2, -1)), error(u, size, probe), mx.broadcast_to(mx.array(lr), size.shape)]
+    figures = [size, error(u, size, probe), mx.broadcast_to(mx.array(lr), size.shape)]
     return mx.stack([figure.reshape(-1) for figure in figures])
+
+
+def of_weights(batch: Pieces, params: dict[str, mx.array], routes: dict[str, Route]) -> mx.array:
+    """(1, N): the squares of the batch's weights, likewise."""
+    stacks = (piece(params[name], routes[name], i).reshape(shape) for (name, i), shape in batch.items())
+    return mx.concatenate([squares(stack, (-2, -1)).reshape(1, -1) for stack in stacks], axis=1)
 
 
 def read(batches: list[Batch], state: dict[str, mx.array]) -> Iterable[Row]:
     """The rows of all batches."""
     for i, (batch, called) in enumerate(zip(batches, labels(batch.counts for batch in batches), strict=True)):
         figures: Any = state[str(i)].tolist()
-        yield from rows(called, batch.shape, figures[3][0], figures[:3])
+        yield from rows(called, batch.shape, figures[2][0], [figures[0], figures[3], figures[1]])

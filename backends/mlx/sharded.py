@@ -15,13 +15,13 @@ from typing import Any
 import mlx.core as mx
 
 from zeta import stages
-from zeta.core import Hyper, Keeps, Orthogonalize, Rule, flat_axes
-from zeta.routing.layout import Route, batches, piece, shapes
+from zeta.core import Hyper, Keeps, Orthogonalize, Rule
+from zeta.routing.layout import Route
 from zeta.stages import entries
-from zeta.storage import joined
 
 from .ranks import Messages
-from .stacks import Arrays, Batch, on_stacks
+from .stacks import Arrays, Batch, in_batches, on_stacks
+from .step import Stepped, first_half, kinds, moments, second_half, sums
 
 
 def whole_shape(rows: mx.array, ranks: int) -> tuple[int, ...]:
@@ -43,39 +43,32 @@ def update(
     params: Arrays,
     messages: Messages,
     share: Callable[[list[Batch]], list[Orthogonalize]],
-) -> Iterator[tuple[str, tuple[mx.array, Arrays]]]:
+) -> Stepped:
     """(name, (param, state)) after one step, of each parameter of `routes`: this rank's rows, float32 or better."""
-    sums = {f"sum {key}": shape for key, (_, shape) in rule.summed.items()}
-    kinds = {"x": entries} | {key: rule.keeps[key] for key in rule.carried} | sums
-    moments, own = dict[str, Arrays](), dict[str, Arrays]()
+    own: dict[str, Arrays] = {}
     for name, route in routes.items():
-        g, state = grads[name].astype(params[name].dtype), states[name]
-        x, moments[name] = rule.local(g, {k: state[k] for k in rule.keeps.keys() - rule.carried}, hyper, stages)
-        own[name] = {"x": x} | {key: state[key] for key in rule.carried} | _sums(rule, g, route, messages)
+        g = grads[name].astype(params[name].dtype)
+        own[name] = first_half(rule, hyper, g, states[name]) | sums(rule, _among_zeros(g, messages.group), route)
 
-    todo = list(batches({name: (route, params[name].dtype) for name, route in routes.items()}))
-    arrays = _ahead(todo, own, kinds, messages)
+    todo = in_batches(routes, {name: params[name].dtype for name in routes}, messages.group.size())
+    which = kinds(rule)
+    arrays = _ahead(todo, {name: {key: a[key] for key in which} for name, a in own.items()}, which, messages)
     full = {name: whole_shape(params[name], messages.group.size()) for name in routes}
     work = zip(todo, arrays, share(todo), strict=True)
-    for name, after in on_stacks(partial(_second_half, rule, hyper), kinds, routes, full, work):
+    for name, after in on_stacks(partial(second_half, rule, hyper), which, routes, full, work):
         start = messages.group.rank() * params[name].shape[0]
         rows = slice(start, start + params[name].shape[0])
-        new = {k: mx.contiguous(a[rows]) if kinds[k] is entries else a for k, a in after.items()}  # a view keeps all
+        new = {k: mx.contiguous(a[rows]) if which[k] is entries else a for k, a in after.items()}  # a view keeps all
         p = stages.apply(params[name], new.pop("x"), hyper.lr, hyper.weight_decay)
         messages.last += [p, *new.values()]  # what is whole is gone before more is gathered
-        yield name, (p, moments[name] | new)
+        yield name, (p, moments(rule, own[name]) | new)
 
 
-def _sums(rule: Rule, g: mx.array, route: Route, messages: Messages) -> Arrays:
-    """The sums over this rank's rows, for all of the parameter's matrices: the other ranks' rows are zero."""
-    before, after = messages.group.rank(), messages.group.size() - messages.group.rank() - 1
+def _among_zeros(g: mx.array, group: mx.distributed.Group) -> mx.array:
+    """The whole gradient's shape with this rank's rows g in their place, for sums that add up over the ranks."""
+    before, after = group.rank(), group.size() - group.rank() - 1
     rows: Any = [(before * g.shape[0], after * g.shape[0])]
-    full = mx.pad(g, rows + [(0, 0)] * (g.ndim - 1))
-    pieces = [piece(full, route, i).reshape(shape) for i, shape in enumerate(shapes(route))]
-    return {
-        f"sum {key}": joined([getattr(stages, stage)(x, flat_axes(shape)) for x in pieces], shape, route, ())
-        for key, (stage, shape) in rule.summed.items()
-    }
+    return mx.pad(g, rows + [(0, 0)] * (g.ndim - 1))
 
 
 def _ahead(todo: list[Batch], own: dict[str, Arrays], kinds: Keeps, messages: Messages) -> Iterator[dict[str, Arrays]]:
@@ -98,10 +91,3 @@ def _gathered(own: dict[str, Arrays], kinds: Keeps, messages: Messages) -> dict[
         shape = whole_shape(a, len(parts))
         wholes[name][key] = x.reshape(shape) if kinds[key] is entries else x.sum(axis=0)
     return wholes
-
-
-def _second_half(rule: Rule, hyper: Hyper, stacks: Arrays, orthogonalize: Orthogonalize) -> Arrays:
-    """u, as x, and the state of `whole`; a matrix whose gradient is zero is not moved."""
-    sums, state = {key: stacks[f"sum {key}"] for key in rule.summed}, {key: stacks[key] for key in rule.carried}
-    u, state = rule.whole(stacks["x"], sums, state, hyper, lambda x: orthogonalize(x).astype(x.dtype), stages)
-    return {"x": u * (sums["moved"] > 0).astype(u.dtype), **state}

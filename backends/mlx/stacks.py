@@ -1,17 +1,29 @@
 """A rule's work on stacks: the matrices of one shape, of whichever parameters, in one call."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import accumulate
+from math import prod
 
 import mlx.core as mx
 
 from zeta.core import Keeps, Orthogonalize
-from zeta.routing.layout import Route, shapes
+from zeta.routing.layout import BATCH_OPERATIONS, Route, batches, shapes
 from zeta.stages import Shape
 from zeta.storage import joined, piece_of, stack_shape
 
 Arrays = dict[str, mx.array]
+# At least so many entries go together. A step holds up to ten times a batch beside its arrays (on a CPU, where MLX
+# allocates up to a hundred operations ahead), which is to be a third of the model; and a product of so many, 1e9
+# operations from 512 rows, still takes a GPU of 27e12 a second longer than it takes to start.
+BATCH_ENTRIES = 1 << 20
 Batch = dict[tuple[str, int], tuple[int, ...]]  # {(name, i): (count, rows, cols)}, as `zeta.routing.layout.batches`
+
+
+def in_batches(routes: dict[str, Route], kind: dict[str, Hashable], ranks: int = 1) -> list[Batch]:
+    """The batches of a step, of which each of `ranks` takes an equal share."""
+    total = sum(prod(route.matrices) for route in routes.values())
+    most = ranks * max(BATCH_ENTRIES, total // 32)
+    return list(batches({name: (r, kind[name]) for name, r in routes.items()}, most, ranks * BATCH_OPERATIONS))
 
 
 def on_stacks(

@@ -80,13 +80,10 @@ def widen(p: mx.array, state: State) -> mx.array:
     return w + state["remainder"] if p.dtype != w.dtype and "remainder" in state else w
 
 
-def round_back(w: mx.array, p: mx.array, state: State, after: State) -> mx.array:
-    """round(w) in p's dtype; the state becomes `after` and r = round(w - p)."""
-    state.update(after)
+def round_back(w: mx.array, p: mx.array, state: State, after: State) -> tuple[mx.array, State]:
+    """round(w) in p's dtype, and the state `after` with the remainder round(w - p), if there is one."""
     new = w.astype(p.dtype)
-    if "remainder" in state:
-        state["remainder"] = (w - new).astype(p.dtype)
-    return new
+    return new, after | ({"remainder": (w - new).astype(p.dtype)} if "remainder" in state else {})
 
 
 def check_state(new: Any, old: Any, keeps: Keeps, version: str) -> None:

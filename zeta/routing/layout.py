@@ -16,6 +16,11 @@ from zeta.core import Array
 Treatment = Literal["zeta", "adamw"]
 Key = TypeVar("Key", bound=Hashable)
 BATCH_ENTRIES = 4 << 20
+# Of one product, lest a GPU that also draws a display takes its kernel for one that hangs and ends the process: Windows
+# after two seconds, Metal after a time that is not published (MLX's issues 1231, 3267). This many take a tenth of a
+# second at 1e12 a second, 40 % of the float32 peak of an M1, the slowest GPU of a Mac with MLX: derived, not measured.
+# A matrix by itself may take more: one of 4096 x 11008 four times as many.
+BATCH_OPERATIONS = 10**11
 
 
 class Route(NamedTuple):
@@ -83,19 +88,22 @@ def join(pieces: list[Array], route: Route, shape: tuple[int, ...]) -> Array:
     return array_namespace(own[0]).concat(own, axis=route.axis).reshape(shape)
 
 
-def batches(routes: dict[Key, tuple[Route, Hashable]]) -> Iterator[dict[tuple[Key, int], tuple[int, ...]]]:
+def batches(
+    routes: dict[Key, tuple[Route, Hashable]], most: int | None = None, operations: int = BATCH_OPERATIONS
+) -> Iterator[dict[tuple[Key, int], tuple[int, ...]]]:
     """What one step takes together, as {(key, i): (count, rows, cols)}: pieces of one shape and one kind.
 
-    `routes` is {key: (route, kind)}, kind being dtype and device. A batch holds at most an eighth of all entries (or
-    BATCH_ENTRIES, or one piece, if that is more): transient memory stays a small share of the model, and the number of
-    batches does not grow with its layers.
+    `routes` is {key: (route, kind)}, kind being dtype and device. A batch holds at most `most` entries (None: an eighth
+    of all, or BATCH_ENTRIES, if that is more), and so few that a product x x^T takes at most so many operations, or one
+    piece, if that is more: transient memory stays a small share of the model, while small matrices go together.
     """
-    cap = max(BATCH_ENTRIES, sum(prod(r.matrices) for r, _ in routes.values() if r.matrices) // 8)
+    most = most or max(BATCH_ENTRIES, sum(prod(r.matrices) for r, _ in routes.values() if r.matrices) // 8)
     unfinished: dict[Hashable, dict[tuple[Key, int], tuple[int, ...]]] = {}
     for key, (r, kind) in routes.items():
         for i, shape in enumerate(shapes(r)):
             alike = (shape[1:], kind)
             batch = unfinished.setdefault(alike, {})
+            cap = min(most, operations // (2 * min(shape[1:])))
             if batch and sum(map(prod, batch.values())) + prod(shape) > cap:
                 yield batch
                 batch = unfinished[alike] = {}
