@@ -252,6 +252,14 @@ def test_routing_says_that_a_config_has_no_head(capsys, tmp_path):
     assert "LlamaModel has no output head" in capsys.readouterr().err
 
 
+def test_routing_knows_that_mlx_lm_s_head_may_be_the_embedding(capsys, tmp_path):
+    pytest.importorskip("mlx_lm")
+    config = small_models.MLX_LLAMA | dict(model_type="llama", tie_word_embeddings=True)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert cli.main(["routing", str(tmp_path), "--library", "mlx"]) == 0
+    assert not capsys.readouterr().err
+
+
 def test_routing_takes_mlx_lm_s_model_where_torch_is_not_installed(monkeypatch):
     monkeypatch.setattr(zeta.routing.model, "find_spec", lambda name: None if name == "torch" else name)
     assert zeta.routing.model._installed() == "mlx"

@@ -10,7 +10,8 @@ import zoo_table
 import zoo_transformers
 
 import zeta
-from zeta.routing import by_module, kinds, splits
+from zeta.routing import by_module, kinds, pieces, splits
+from zeta.routing.kinds import bases
 from zeta.routing.source import Use
 
 pytest.importorskip("transformers")
@@ -38,6 +39,23 @@ RULES = {  # where the rule stands, what is put in its place, and a type that sh
     "a transposed convolution is one": (kinds, "CONVOLUTION", re.compile(r"Conv[123]d$"), TORCH, "sam"),
     "a grouped linear has a matrix a group": (kinds, "GROUPS", (), TORCH, "deepseek_v4"),
     "MLX's own depthwise convolutions": (kinds, "keywords", lambda _: set(), MLX, "recurrent_gemma"),
+    "the code tells the parts of each layer in a list": (kinds, "LISTS", {"list"}, TORCH, "vits"),
+    "a gated unit in a function is split": (splits, "ACTIVATIONS", set(), TORCH, "vits"),
+    "rows that were added up are one": (splits, "SUMS", set(), TORCH, "wavlm"),
+    "heads with names are heads as one of them is": (
+        kinds,
+        "bases",
+        lambda m: bases(m) - {"ModuleDict"},
+        TORCH,
+        "lxmert",
+    ),
+    "the last layer need not be made last": (kinds.Model, "is_output", lambda *_: True, TORCH, "sam"),
+    "the scores of an attention are no output": (kinds, "_in_attention", lambda *_: False, TORCH, "slanet"),
+    "a width is no vocabulary": (kinds.Model, "widths", set(), TORCH, "lasr_ctc"),
+    "a stack of heads is none of matrices": (kinds.Model, "vocabularies", set(), TORCH, "csm"),
+    "a linear that is looked up is a table": (kinds, "_is_table", lambda *_: False, TORCH, "layoutlmv3"),
+    "a head that is taken apart is a doubt": (kinds, "_is_split", lambda *_: False, TORCH, "neucodec"),
+    "a cut that does not fit is a doubt": (pieces.Piece, "is_last", lambda *_: False, TORCH, "deepseek_v4"),
     "what was not understood is a doubt": (by_module, "FUSED", NOTHING, MLX, "muse_spark"),
 }
 

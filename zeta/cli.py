@@ -224,8 +224,9 @@ def routing(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         print(json.dumps(report.objects(rows), indent=1))
     else:
         _print_routes(report.table(rows), report.footer(arrays, chosen), _state(totals(arrays, chosen)))
-    if type(model).__name__.endswith("Model") and not any(r.reason == "output head" for r in chosen.values()):
-        print(f"note: {type(model).__name__} has no output head: its config names no other class", file=sys.stderr)
+    name = type(model).__name__  # mlx-lm's is Model, whose head may be the embedding itself
+    if name.endswith("Model") and name != "Model" and not any(r.reason == "output head" for r in chosen.values()):
+        print(f"note: {name} has no output head: its config names no other class", file=sys.stderr)
     mine = [doubt for doubt in doubts if "overrides" in str(doubt.message)]
     for doubt in mine:
         print(f"ambiguous: {doubt.message}", file=sys.stderr)

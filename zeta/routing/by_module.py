@@ -10,7 +10,7 @@ from math import prod
 from typing import Any
 
 from zeta.routing.by_name import overruled, route, warn_of_doubts
-from zeta.routing.fused import FUSED, UNSURE, Layer
+from zeta.routing.fused import FUSED, QKV, UNSURE, Layer
 from zeta.routing.kinds import Model, Place, bases, kind_of, place
 from zeta.routing.layout import Route
 from zeta.routing.splits import attribute, split
@@ -89,12 +89,15 @@ def _split(layer: Layer, at: Place, shape: tuple[int, ...], model: Model) -> Lay
     rows, cols = (shape[-1], shape[-2]) if layer.transposed else (shape[-2], shape[-1])
     if layer.kind == "convolution":
         rows, cols = shape[0], prod(shape[1:])
-    answers = [told for user, child in users if (told := split(user, child, rows, cols))]
+    sizes = len(shape) - 2 if layer.kind == "convolution" else 0
+    asked = [split(user, child, rows, cols, 0 if i else sizes) for i, (user, child) in enumerate(users)]
+    answers = [told for told in asked if told]
     told = next((told for told in answers if told.parts), answers[0] if answers else None)
-    if told and told.sure:
+    wraps = any(QKV.match(child) for _, child in users) and not QKV.match(layer.name)
+    if told and told.sure and (told.parts or not wraps):
         single = not told.parts and UNSURE.match(layer.name)
         return layer._replace(parts=(rows,) if single else told.parts, repeats=told.repeats)
-    if told and FUSED.search(layer.name):
+    if told and (told.missed or wraps or FUSED.search(layer.name)):
         return layer._replace(doubt="is split by its module in a way that was not understood, and taken as one")
     return layer
 

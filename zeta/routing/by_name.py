@@ -74,8 +74,8 @@ def convolution(shape: tuple[int, ...], layer: Layer) -> Route:
     sides = "(out, rest)" if layer.kind == "convolution" else "(rest, in)" if layer.matrices else "(in, rest)"
     reason = f"{layer.kind} as {sides}" + (f" in {layer.groups} groups" if layer.groups > 1 else "")
     if layer.matrices:
-        return Route("zeta", layer.matrices, reason)
-    count, doubt = layer.groups, ""
+        return Route("zeta", layer.matrices, reason, doubt=layer.doubt)
+    count, doubt = layer.groups, layer.doubt
     if layer.parts and layer.groups == 1 and len(set(layer.parts)) == 1 == layer.repeats:
         count, reason = len(layer.parts), f"{len(layer.parts)} projections, each a {reason}"
     elif layer.parts:

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 from zeta.routing.by_name import LM_HEAD, WRAPPER, layer_of
 from zeta.routing.fused import Layer
-from zeta.routing.source import LIBRARIES, Use, class_of, keywords, use
-from zeta.routing.splits import attribute
+from zeta.routing.source import LIBRARIES, Use, class_of, is_never_called, keywords, use
+from zeta.routing.splits import attribute, split
 
 PARAMETRIZED = re.compile(r"\.?parametrizations\.(\w+)\.original\d?$")
 CONTAINERS = {"ParameterList", "ParameterDict"}
+LISTS = {"ModuleList", "list"}
 CONVOLUTION = re.compile(r"Conv(Transpose)?[123]d$")
 EMBEDDINGS = {"Embedding", "EmbeddingBag", "QuantizedEmbedding"}
 OUTPUTS = re.compile(r"(^|_)(vocab_size|num_vocab|num_labels|num_classes)(_|$)")
@@ -32,6 +33,8 @@ KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads", "kv
 GROUPS = ("groups", "n_groups", "num_groups", "n_blocks")
 # Names of layers, and of arrays that a module multiplies with its own hands.
 TELLING = re.compile(r"(proj|projection|linear|dense|fc\d*|kernel|router|^w\d|^w[qkvo]|_w)(_weight)?$")
+TAKEN_APART = "ends a head, but its module takes what it puts out apart, as if it were several matrices"
+POSITIONS = re.compile(r"(^|[._])(pos|position|positional)_emb\w*$|(^|_)pos$")
 UNTOLD = "belongs to no known layer, and its module's code does not tell whether it is a matrix"
 
 
@@ -43,13 +46,17 @@ class Model:
         self.known_heads: dict[str, tuple[int, int]] = {}
 
     @cached_property
-    def head(self) -> Any:
-        """The module that a model itself calls its head: Transformers' language models and timm's classifiers do."""
+    def own_heads(self) -> set[str]:
+        """The layers that a model itself calls its heads, by path: Transformers' language models and timm's do."""
+        told: list[Any] = []
         for name in ("get_output_embeddings", "get_classifier"):
-            head = getattr(self.modules[""], name, None)
-            if callable(head) and head() is not None:
-                return head()
-        return ()  # no module is this
+            get = getattr(self.modules[""], name, None)
+            heads = get() if callable(get) else None
+            told += heads if isinstance(heads, tuple | list) else [heads]
+        paths = [p for p, m in self.modules.items() if m is not None and any(m is head for head in told)]
+        inside = [[layer for layer in self.layers if f"{layer}.".startswith(f"{path}.")] for path in paths]
+        shape = {p: _shape(self.modules[p]) for layers in inside for p in layers}
+        return {p for layers in inside for p in layers if shape[p] == shape[layers[-1]]}
 
     @cached_property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -88,6 +95,12 @@ class Model:
         """What linear layers take in, but for a few numbers: the output of a head is none of these."""
         return {cols for _, cols in self.linears.values() if cols > FEW}
 
+    def is_output(self, path: str) -> bool:
+        """Whether no layer takes in what this layer puts out, by its number of rows; of a convolution, whether these
+        are classes or few."""
+        rows = _shape(self.modules[path])[0]
+        return rows in self.vocabularies or (rows not in self.widths if path in self.linears else rows <= FEW)
+
     @cached_property
     def vocabularies(self) -> set[int]:
         """The sizes of vocabularies, and the numbers of classes, in the configs."""
@@ -111,7 +124,7 @@ class Place(NamedTuple):
             yield model.modules[path], child
         while path and model.layers_in[path] == 1:
             path, _, child = path.rpartition(".")
-            while path not in model.modules or WRAPPER.fullmatch(f"{child}."):  # a list of MLX's
+            while WRAPPER.fullmatch(f"{child}.") or bases(model.modules.get(path, [])) & LISTS:
                 path, _, child = path.rpartition(".")
             yield model.modules[path], child
 
@@ -154,14 +167,18 @@ def kind_of(at: Place, shape: tuple[int, ...], model: Model) -> Layer:
         return layer._replace(doubt="")
     if names & EMBEDDINGS:
         return layer._replace(kind="embedding", doubt="")
-    if owner is model.head or (is_pointwise(owner, shape) and is_head(at, shape, layer, model)):
+    is_product = is_linear(names) or (convolution and "Transpose" not in convolution)
+    if at.path in model.own_heads:
         return layer._replace(kind="head", doubt="")
+    if is_product and is_head(at, shape, layer, model):
+        is_doubtful = layer.kind != "head" and _is_split(at, shape, model)
+        return layer._replace(kind="head", doubt=TAKEN_APART if is_doubtful else "")
     if any("Norm" in name for name in names):
         return layer._replace(kind="norm", doubt="")
     if convolution:
         return _convolution(layer, owner, shape, "Transpose" in convolution)
     if is_linear(names):
-        return _linear(layer, owner, shape)
+        return layer._replace(kind="embedding", doubt="") if _is_table(at, model) else _linear(layer, owner, shape)
     return _bare(layer, at, model, shape)
 
 
@@ -188,16 +205,19 @@ def is_head(at: Place, shape: tuple[int, ...], layer: Layer, model: Model) -> bo
     if LM_HEAD.search(layer.name):
         return _is_last(at.path, model)
     head, in_layers = _around(at.path)
-    if in_layers:
+    if in_layers or _in_attention(at.path, model):
         return False
     if PREDICTION.match(layer.name) or (layer.kind == "head" and not OUTPUT.match(layer.name)):
-        return _is_last(at.path, model)
-    sides, around = (shape[0], prod(shape[1:])), model.modules.get(at.path.rpartition(".")[0])
-    if sides in model.tables or (sides[0] in model.vocabularies and not model.tables and sides[0] > sides[1]):
+        is_clear = at.path in model.linears and not model.own_heads
+        return _is_last(at.path, model) and (is_clear or model.is_output(at.path))
+    (rows, cols), around = (shape[0], prod(shape[1:])), model.modules.get(at.path.rpartition(".")[0])
+    is_classes = at.path in model.linears and rows > cols and rows in model.vocabularies - model.widths
+    if (rows, cols) in model.tables or (is_classes and not model.tables):
         return True
     is_block = hasattr(around, "proj_in")  # of which proj_out is the second layer
-    named = (layer.kind == "head" and not is_block) or bool(head and _ends(at.path, head, model))
-    return named and (sides[0] in model.vocabularies or sides[0] not in model.widths)
+    if layer.kind == "head" and not is_block:
+        return model.is_output(at.path)
+    return bool(head) and _ends(at.path, head, model)
 
 
 def _around(path: str) -> tuple[str, bool]:
@@ -211,22 +231,49 @@ def _around(path: str) -> tuple[str, bool]:
 
 
 def _ends(path: str, head: str, model: Model) -> bool:
-    """Whether a layer is the last of those in a head, of one of the parallel heads if these are numbered or named."""
-    if "ModuleDict" in bases(model.modules.get(path.rpartition(".")[0])):
-        return True
+    """Whether a layer is an output and after it come only layers of its own module that are none, or are like it, in
+    a head, of one of the parallel heads if these are numbered. Where these have names, one stands for all of its width.
+    """
+    around, shape = path.rpartition(".")[0], _shape(model.modules[path])
+    if "ModuleDict" in bases(model.modules.get(around)):
+        beside = [p for p in model.layers if p.rpartition(".")[0] == around]
+        return any(model.is_output(p) for p in beside if _shape(model.modules[p])[1:] == shape[1:])
     start = re.sub(rf"^({re.escape(head)}(\.\d+)?\.).*", r"\1", f"{path}.")
-    return [p for p in model.layers if f"{p}.".startswith(start)][-1:] == [path]
+    inside = [p for p in model.layers if f"{p}.".startswith(start)]
+    after = inside[inside.index(path) + 1 :]
+    own = all(p.startswith(f"{around}.") for p in after)
+    return model.is_output(path) and own and all(_shape(model.modules[p]) == shape for p in after if model.is_output(p))
+
+
+def _in_attention(path: str, model: Model) -> bool:
+    """Whether a module around a layer is an attention, whose scores are no output."""
+    parts = path.split(".")
+    around = [model.modules.get(".".join(parts[:i])) for i in range(1, len(parts))]
+    return any("Attention" in type(module).__name__ for module in around)
+
+
+def _is_split(at: Place, shape: tuple[int, ...], model: Model) -> bool:
+    """Whether the code goes on with parts of what a layer puts out, as with a query and a key."""
+    answers = [split(user, child, shape[0], prod(shape[1:])) for user, child in at.users(model)]
+    return any(told.parts for told in answers if told)
+
+
+def _is_table(at: Place, model: Model) -> bool:
+    """Whether the module around a linear layer only looks rows of its weight up."""
+    path, _, child = at.path.rpartition(".")
+    around = class_of(model.modules.get(path))
+    return is_never_called(around, child) and use(around, f"{child}.weight").kind == "lookup"
 
 
 def _is_last(path: str, model: Model) -> bool:
     """Whether a layer called "classifier.6" is the last of its head's numbered ones, or one of heads side by side; True
     without a number."""
     stem = re.sub(r"\.\d+(\.\w+)?$", "", path)
-    numbered = [p for p in model.linears if re.fullmatch(re.escape(stem) + r"\.\d+(\.\w+)?", p)]
+    numbered = [p for p in model.layers if re.fullmatch(re.escape(stem) + r"\.\d+(\.\w+)?", p)]
     if stem == path or path not in numbered:
         return True
-    chain = [model.linears[p] for p in numbered]
-    in_turn = all(a[0] == b[1] for a, b in pairwise(chain))
+    chain = [_shape(model.modules[p]) for p in numbered]
+    in_turn = all(len(a) > 2 or a[0] == b[1] for a, b in pairwise(chain))
     return numbered[-1] == path or not (in_turn or "Sequential" in bases(model.modules.get(stem)))
 
 
@@ -252,10 +299,14 @@ def _bare(layer: Layer, at: Place, model: Model, shape: tuple[int, ...]) -> Laye
     """Of an array that a module owns directly, and uses in a way that only its code tells."""
     if layer.kind in ("embedding", "norm", "head") or len(shape) < 2:
         return layer._replace(doubt="")
+    if POSITIONS.search(at.leaf) or POSITIONS.search(at.path):
+        return layer._replace(kind="embedding", doubt="")
     owner, (path, _, child) = model.modules[at.path], at.path.rpartition(".")
     used = use(class_of(owner), at.leaf, len(shape))
     if not used.kind and path in model.modules:
         used = use(class_of(model.modules[path]), f"{child}.{at.leaf}", len(shape))
+    if used.kind == "product" and _around(at.path)[0] and model.vocabularies.intersection(shape[-2:]):
+        return layer._replace(kind="head", doubt="")
     if used.kind == "product":
         return _product(layer, used, shape)
     if used.kind == "convolution":

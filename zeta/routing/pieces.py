@@ -68,6 +68,17 @@ class Piece:
         axes = tuple(axis._replace(place=order.index(axis.place)) for axis in self.axes)
         return self.plain(axes=axes)
 
+    def reduced(self, place: int, keeps: bool) -> "Piece":
+        """After sum(place): each row of what is left stands for all that were added up."""
+        axes = [axis for axis in self.axes if axis.place != place]
+        if keeps:
+            return self.plain(axes=tuple(axes))
+        axes = [axis._replace(place=axis.place - (axis.place > place)) for axis in axes]
+        return self.plain(axes=tuple(axes), dims=self.dims - 1)
+
+    def is_last(self, place: Any) -> bool:
+        return isinstance(place, int) and place % self.dims == self.dims - 1
+
     def axis(self, total: int | None, count: int | None, place: Any) -> int:
         """The number of the axis that a split into pieces of this total size, or into so many, is along; -1 if none."""
         wanted = place % self.dims if isinstance(place, int) else None

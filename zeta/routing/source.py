@@ -100,6 +100,22 @@ def keywords(cls: type) -> set[str]:
 
 
 @cache
+def calls(function: ast.FunctionDef) -> set[str]:
+    """The names of all functions and methods that a function calls."""
+    functions = [node.func for node in ast.walk(function) if isinstance(node, ast.Call)]
+    return {str(getattr(f, "attr", getattr(f, "id", ""))) for f in functions}
+
+
+@cache
+def is_never_called(cls: type, name: str) -> bool:
+    """Whether the methods of a class read `self.name.weight`, and `self.name` in no other way."""
+    nodes = [node for method in mentions(cls).get(name, []) for node in ast.walk(method)]
+    layers = [node for node in nodes if isinstance(node, ast.Attribute) and _dotted(node) == f"self.{name}"]
+    weights = [node for node in nodes if isinstance(node, ast.Attribute) and _dotted(node) == f"self.{name}.weight"]
+    return 0 < len(layers) == len(weights)
+
+
+@cache
 def use(cls: type, name: str, axes: int = 2) -> Use:
     """How the methods of a class use `self.name` (or `self.child.name`), an array of so many axes: as a matrix, if any
     does."""
@@ -116,8 +132,10 @@ class _Uses:
         self.function, self.cls, self.axes, self.depth = function, cls, axes, depth
         self.parents = {child: node for node in ast.walk(function) for child in ast.iter_child_nodes(node)}
         self.followed: set[str] = set()
+        self.of_layer = False
 
     def of_attribute(self, name: str) -> Iterator[Use]:
+        self.of_layer = "." in name
         for node in ast.walk(self.function):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and _dotted(node) == f"self.{name}":
                 yield from self.of(node)
@@ -142,7 +160,7 @@ class _Uses:
                 yield from self.of(outer)
         elif isinstance(outer, ast.Call) and outer.func is not node:
             yield from self.of_call(outer, node, _last(outer.func))
-        elif isinstance(outer, ast.Subscript) and outer.value is node and _is_lookup(outer.slice):
+        elif isinstance(outer, ast.Subscript) and outer.value is node and _is_lookup(outer.slice, self.of_layer):
             yield from [*self.of(outer), Use("lookup")]
         elif isinstance(outer, ast.Subscript) and _adds_a_column(outer.slice, self.axes):
             yield Use("entries")  # each row by itself: a vector
@@ -190,11 +208,12 @@ def _last(function: ast.AST) -> str:
     return _dotted(function).rpartition(".")[2]
 
 
-def _is_lookup(index: ast.AST) -> bool:
-    """Whether an index picks rows by an array of numbers, rather than a slice or a place."""
+def _is_lookup(index: ast.AST, of_layer: bool) -> bool:
+    """Whether an index picks rows by an array of numbers, rather than a slice or a place: of a layer's weight any."""
     if isinstance(index, ast.Tuple):
-        return any(_is_lookup(part) for part in index.elts)
-    return isinstance(index, ast.Call | ast.Attribute) or (isinstance(index, ast.Name) and index.id.endswith("ids"))
+        return any(_is_lookup(part, False) for part in index.elts)
+    is_name = isinstance(index, ast.Name) and (of_layer or index.id.endswith("ids"))
+    return is_name or isinstance(index, ast.Call | ast.Attribute)
 
 
 def _adds_a_column(index: ast.AST, axes: int) -> bool:

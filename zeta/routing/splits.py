@@ -11,13 +11,16 @@ from operator import add, floordiv, mod, mul, sub, truediv
 from typing import Any, NamedTuple
 
 from zeta.routing.pieces import Axis, Cut, Piece, Shape
-from zeta.routing.source import PRODUCTS, class_of, mentions, methods
+from zeta.routing.source import PRODUCTS, calls, class_of, definitions, mentions, methods
 
 SPLITS = {"split", "chunk", "unbind", "tensor_split", "split_with_sizes", "unstack"}
 COUNTS = ("chunks", "split_size_or_sections", "split_size", "indices_or_sections", "split_sizes")
 OPERATORS: dict[type, Any] = {ast.Add: add, ast.Sub: sub, ast.Mult: mul, ast.FloorDiv: floordiv, ast.Mod: mod}
 OPERATORS |= {ast.Div: truediv}
 GATED = {"glu", "GLU"}  # split what they get in two
+ACTIVATIONS = {"sigmoid", "tanh", "silu", "gelu", "relu"}  # of a gate: a function that rotates has none
+SUMS = {"sum", "mean", "amax", "amin", "prod", "logsumexp"}
+ITSELF = {"int", "tuple", "list", "tensor", "as_tensor", "IntTensor", "LongTensor"}  # of a number or a list
 ORDERS = re.compile(r"arg|top_?k|sort")  # give places, or rows in another order
 # A query's (or key's) rotated and other half are put together again, and are one projection.
 ROTATED = re.compile(r"_(pe|rot|rope|nope|pass|rotary|ro)$")
@@ -32,6 +35,7 @@ class Split(NamedTuple):
     parts: tuple[int, ...]
     repeats: int
     sure: bool  # false where the code takes out some rows, and what it does with the rest was not understood
+    missed: bool = False  # the code takes rows apart, but which could not be told
 
 
 class Owner(NamedTuple):
@@ -44,9 +48,10 @@ class Pieces(list[Any]):
     cut: Cut | None = None
 
 
-def split(module: Any, child: str, rows: int, cols: int) -> Split | None:
-    """How the code of `module` splits the output (..., rows) of its layer `child`; None where nothing could be read."""
-    reader = _Reader(module, child, rows, cols)
+def split(module: Any, child: str, rows: int, cols: int, sizes: int = 0) -> Split | None:
+    """How the code of `module` splits the output (..., rows) of its layer `child`, or of each layer in a list `child`;
+    of torch's convolution over so many `sizes` (batch, rows, *sizes). None where nothing could be read."""
+    reader = _Reader(module, child, rows, cols, sizes)
     for method in mentions(class_of(module)).get(child, []):
         reader.read(method, [], {})
     cuts = [cut for cut in reader.cuts if not _is_one_projection(cut, child)]
@@ -54,7 +59,8 @@ def split(module: Any, child: str, rows: int, cols: int) -> Split | None:
     bounds = sorted({0}.union(*({cut.period, *cut.bounds} for cut in alike)))
     parts = tuple(b - a for a, b in pairwise(bounds))
     if len(parts) < 2 or max(parts) == 1 == rows // sum(parts):  # one matrix, or single numbers
-        return Split((), 1, not reader.lost) if reader.reached else None
+        missed = reader.missed and not SINGLE.match(child)
+        return Split((), 1, not (reader.lost or missed), missed) if reader.reached else None
     return Split(parts, rows // alike[0].period, all(cut.is_complete() for cut in alike))
 
 
@@ -77,19 +83,25 @@ def attribute(owner: Any, name: str) -> Any:
 class _Reader:
     """Follows the layer's output through the methods of its owner, from one statement to the next."""
 
-    def __init__(self, module: Any, child: str, rows: int, cols: int) -> None:
-        self.module, self.child, self.cols = module, child, cols
+    def __init__(self, module: Any, child: str, rows: int, cols: int, sizes: int) -> None:
+        self.module, self.child, self.cols, self.layer = module, child, cols, attribute(module, child)
         self.rows, self.reached = rows, False
         self.torch = hasattr(module, "named_parameters")
+        self.dims, self.place = (2 + sizes, 1) if sizes and self.torch else (3, 2)
         self.cuts: list[Cut] = []
         self.names: dict[str, Any] = {}
         self.depth = 0
         self.lost = False  # a reshape was not understood
+        self.missed = False  # a cut does not fit the rows as they were read
 
     @property
     def output(self) -> Piece:
         self.reached = True
-        return Piece((Axis(self.rows, 1, 2),))
+        return Piece((Axis(self.rows, 1, self.place),), dims=self.dims)
+
+    def is_layer(self, value: Any) -> bool:
+        """Whether a value is the layer, or the list that holds it: one layer of a list stands for all."""
+        return isinstance(value, Owner) and value.value is self.layer
 
     def read(self, method: ast.FunctionDef, arguments: list[Any], keywords: dict[str, Any]) -> Any:
         """What a method returns, as far as it is known."""
@@ -112,14 +124,33 @@ class _Reader:
                     self.bind(target, self.value(node))
                 case ast.If(test=test, body=yes, orelse=no):
                     known = self.value(test)
-                    for branch in [yes, no] if known is None else [yes] if known else [no]:
-                        self.run(branch, returned)
+                    self.branch([yes, no] if known is None else [yes] if known else [no], returned)
                 case ast.Return(value=node):
                     returned.append(self.value(node))
                 case ast.Expr(value=node):
                     self.value(node)
-                case ast.For(body=inner) | ast.While(body=inner) | ast.With(body=inner) | ast.Try(body=inner):
+                case ast.For(target=target, iter=iterated, body=inner):
+                    self.bind(target, self.element(iterated))
                     self.run(inner, returned)
+                case ast.While(body=inner) | ast.With(body=inner) | ast.Try(body=inner):
+                    self.run(inner, returned)
+
+    def branch(self, branches: list[list[ast.stmt]], returned: list[Any]) -> None:
+        """Runs each by itself; afterwards a name has what the first branch that knows it gives to it."""
+        before, after = self.names, dict[str, Any]()
+        for body in branches:
+            self.names = dict(before)
+            self.run(body, returned)
+            after |= {name: value for name, value in self.names.items() if after.get(name) is None}
+        self.names = after
+
+    def element(self, node: ast.expr) -> Any:
+        """What a loop gives to its target: of the layer's list the layer, of anything else nothing known."""
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("enumerate", "zip"):
+            each = [self.element(argument) for argument in node.args]
+            return [None, *each] if node.func.id == "enumerate" else each
+        value = self.value(node)
+        return value if self.is_layer(value) else None
 
     def bind(self, target: ast.AST, value: Any) -> None:
         if isinstance(target, ast.Name):
@@ -179,10 +210,12 @@ class _Reader:
     def attribute(self, node: ast.Attribute) -> Any:
         owner = self.value(node.value)
         if node.attr == "shape":
-            known = isinstance(owner, Piece) and len(owner.axes) == 1
+            known = isinstance(owner, Piece) and len(owner.axes) == 1 and owner.is_last(owner.axes[0].place)
             return Shape(owner.axes[0].size if known else None if isinstance(owner, Piece) else self.cols)
         if isinstance(owner, Owner):
             value = attribute(owner.value, node.attr)
+            if value is self.layer and value is not None:
+                return Owner(value)
             if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
                 return [*value]
             return value if isinstance(value, int | float | str) else None if value is None else Owner(value)
@@ -216,6 +249,8 @@ class _Reader:
     def subscript(self, value: Any, index: ast.expr) -> Any:
         if isinstance(value, Piece):
             return self.sliced(value, index)
+        if self.is_layer(value):
+            return value
         if isinstance(value, Shape) and isinstance(index, ast.Slice):
             return Shape(None)
         at = self.value(index)
@@ -231,9 +266,9 @@ class _Reader:
         keywords = {k.arg: self.value(k.value) for k in node.keywords if k.arg}
         if isinstance(owner, Piece):
             return self.method(owner, name, arguments, keywords)
+        if self.is_layer(self.value(node.func)):
+            return self.output
         if isinstance(owner, Owner) and owner.value is self.module:
-            if name == self.child:
-                return self.output
             text = methods(class_of(self.module)).get(name)
             if text and self.depth < 4:
                 return self.read(text, arguments, keywords)
@@ -250,8 +285,8 @@ class _Reader:
         with rows of its own."""
         if name == "map" and len(arguments) == 2:
             return arguments[1]
-        if name in ("int", "tuple", "list") and len(arguments) == 1:
-            return arguments[0]
+        if (name in ITSELF and len(arguments) == 1) or name.endswith("_like"):
+            return None if name.endswith("_like") else arguments[0]
         lists = [value if isinstance(value, list) else [value] for value in (*arguments, *keywords.values())]
         pieces = [x for values in lists for x in values if isinstance(x, Piece)]
         layer = attribute(self.module, name)
@@ -259,6 +294,9 @@ class _Reader:
             return None
         if name in GATED or type(layer).__name__ in GATED:
             return self.cut(pieces[0], 2, -1, name)
+        text = definitions(class_of(self.module).__module__).get(name)
+        if isinstance(text, ast.FunctionDef) and self.depth < 4 and calls(text) & ACTIVATIONS:
+            return self.read(text, arguments, keywords)
         return pieces[0].plain()
 
     def is_weight(self, node: ast.AST) -> bool:
@@ -291,6 +329,11 @@ class _Reader:
             a, b = (n % piece.dims for n in numbers)
             order[a], order[b] = b, a
             return piece.moved(order)
+        if name == "flatten" and len(numbers) == 1 and all(axis.place < numbers[0] for axis in piece.axes):
+            return piece.plain(dims=numbers[0] + 1)
+        if name in SUMS:
+            place = next((keywords[k] for k in ("dim", "axis") if k in keywords), numbers[0] if numbers else None)
+            return piece.reduced(place % piece.dims, bool(keywords.get("keepdim"))) if type(place) is int else None
         if name == "unsqueeze" and numbers:
             at = numbers[0] % (piece.dims + 1)
             axes = tuple(axis._replace(place=axis.place + (axis.place >= at)) for axis in piece.axes)
@@ -307,8 +350,11 @@ class _Reader:
     def cut(self, piece: Piece, sizes: Any, place: Any, name: str) -> Any:
         """The pieces of a split, which is noted."""
         lengths = self.lengths(piece, sizes, place, name)
+        if sum(lengths) == self.rows and type(place) is int and not (piece.axes or piece.period or piece.offset):
+            piece = piece.plain(axes=(Axis(self.rows, 1, place % piece.dims),))  # all rows lie side by side again
         i = piece.axis(sum(lengths), len(lengths), place) if lengths else -1
         if i < 0 or sum(lengths) != piece.axes[i].size:
+            self.missed |= piece.is_last(place) and (bool(lengths) or not piece.axes)
             return None
         starts = [sum(lengths[:j]) for j in range(len(lengths))]
         drop = name in ("unbind", "unstack")
@@ -341,6 +387,8 @@ class _Reader:
             whole = isinstance(part, ast.Slice) and not (part.lower or part.upper or part.step)
             if i >= 0 and not dotted[j] and not whole:
                 return self.taken(piece, i, part)
+            if not piece.axes and piece.is_last(place) and isinstance(part, ast.Slice) and not whole:
+                self.missed |= any(type(self.value(end)) is int for end in (part.lower, part.upper))
         return piece.plain()
 
     def taken(self, piece: Piece, i: int, index: ast.expr) -> Any:
@@ -358,6 +406,7 @@ class _Reader:
         if step > 1 and at.size % step == 0:  # x[..., ::2] and x[..., 1::2]: in turns
             self.cuts.append(Cut(step * at.stride, {n * at.stride for n in range(step)}, (0, step * at.stride)))
             return None
+        self.missed |= max(start, stop) > at.size
         start, stop = (n + at.size if n < 0 else min(n, at.size) for n in (start, stop))
         if start >= stop or (start, stop) == (0, at.size):
             return piece.plain()
