@@ -98,13 +98,17 @@ def test_transformers_trainer_makes_it_of_the_model_it_makes_itself(tmp_path: Pa
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])
 def test_transformers_trainer_on_two_ranks(how: str, tmp_path: Path) -> None:
-    """DDP as Trainer starts it; FSDP2 as accelerate shards a model under an optimizer that is there already."""
+    """DDP as Trainer starts it, killed and resumed; FSDP2 as accelerate shards a model that has an optimizer."""
     need("transformers"), need("accelerate")
     import hugging_face
     import torch
-    from torch.multiprocessing import start_processes
+    from torch.multiprocessing import ProcessExitedException, start_processes
 
     killed_runs.context()
+    if how == "ddp":
+        with pytest.raises(ProcessExitedException, match="SIGKILL"):
+            start_processes(hugging_face.rank, ("killed", str(tmp_path)), nprocs=2, start_method="forkserver")
+        assert [path.name for path in (tmp_path / "killed").iterdir()] == ["checkpoint-2"]
     start_processes(hugging_face.rank, (how, str(tmp_path)), nprocs=2, start_method="forkserver")
     alone, *ranks = [torch.load(tmp_path / f"{name}.pt") for name in ("alone", "0", "1")]
     for rank in ranks:

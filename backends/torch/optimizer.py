@@ -247,9 +247,9 @@ class Zeta(torch.optim.Optimizer):
             adamw(vectors, group)
             rule = self.rule_of(group)
             for batch in batches({p: (r, (p.dtype, p.device)) for p, r in routes.items()}):
-                u, params = torch_step.step(rule, self.state, group, batch, routes)
+                u = torch_step.step(rule, self.state, group, batch, routes)
                 if exact is not None:
-                    measured.append(of_batch(batch, u, params, group["lr"], exact))
+                    measured.append(of_batch(batch, u, group["lr"], exact))
                 del u  # before the next batch is stacked
         if self._ranks.shared:
             untraced(self._exchange)()
@@ -260,12 +260,11 @@ class Zeta(torch.optim.Optimizer):
         """What the last step did to each matrix: its rate, the RMS of update and weight, the update's orthogonality.
 
         The first call starts the measuring, for all steps from then on but compiled ones; before it there are no rows.
-        `exact` multiplies every update with itself, in place of one random vector. Over ranks a matrix that several
-        hold is left out.
+        Weights are read at the call: make it before they change again. `exact` multiplies every update with itself, in
+        place of one random vector. Over ranks a matrix that several hold is left out.
         """
         self._exact = exact
-        batches, groups = self._measured, self.param_groups
-        return Report(lambda: read(batches, groups))
+        return Report(read(self._measured, self.param_groups))
 
     def _prepare(self) -> list[tuple[dict[Tensor, Route], list[Part]]]:
         """({matrix that nobody else knows of: route}, what AdamW steps) of each group, of all that have gradients.

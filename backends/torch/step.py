@@ -19,10 +19,8 @@ from .state import round_back, widen
 Batch = dict[tuple[Tensor, int], tuple[int, ...]]
 
 
-def step(
-    rule: Rule, states: Any, options: dict[str, Any], batch: Batch, routes: dict[Tensor, Route]
-) -> tuple[Tensor, list[Tensor]]:
-    """`rule.update` for pieces of one shape, {(parameter, piece): (count, rows, cols)}; (u, pieces) after it."""
+def step(rule: Rule, states: Any, options: dict[str, Any], batch: Batch, routes: dict[Tensor, Route]) -> Tensor:
+    """u, after `rule.update` for pieces of one shape, {(parameter, piece): (count, rows, cols)}."""
     shapes, hyper = list(batch.values()), settings(options, next(iter(batch))[0].device)
     params = [piece(p, routes[p], i) for p, i in batch]  # views: what is written to them is written to p
     kept = {key: [piece_of(states[p][key], shape, routes[p], i) for p, i in batch] for key, shape in rule.keeps.items()}
@@ -40,7 +38,7 @@ def step(
         torch._foreach_copy_(kept[key], unstack(value, kept[key]))
     rests = [piece(states[p]["remainder"], routes[p], i) for p, i in batch if "remainder" in states[p]]
     apply(params, rests, unstack(u, params), hyper)
-    return u, params
+    return u
 
 
 def settings(options: dict[str, Any], device: torch.device) -> Hyper:

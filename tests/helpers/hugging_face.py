@@ -1,6 +1,7 @@
 """Hugging Face's Trainer and accelerate on a tiny Llama: with model_init and PEFT, and on two ranks of gloo."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,13 @@ def trainer(folder: Path, **arguments: Any) -> Any:
 
 def rank(rank: int, how: str, folder: str) -> None:
     torch.set_num_threads(1)
-    if rank == 0:  # what one process takes, of the batches of both ranks
+    if rank == 0 and how != "killed":  # what one process takes, of the batches of both ranks
         torch.save(plain(), f"{folder}/alone.pt")
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29400 + os.getppid() % 500)}  # fmt: skip
-    torch.save((ddp if how == "ddp" else fsdp2)(folder), f"{folder}/{rank}.pt")
+    if how == "killed":
+        ddp(f"{folder}/killed", kill=True)
+    torch.save((resumed if how == "ddp" else fsdp2)(folder), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -94,20 +97,34 @@ def step(m: Any, optimizer: Any, rows: Any) -> None:
     optimizer.zero_grad()
 
 
-def ddp(folder: str) -> dict[str, torch.Tensor]:
-    from transformers import Trainer, TrainingArguments
+def ddp(folder: str, kill: bool = False, resume: bool = False) -> dict[str, torch.Tensor]:
+    """The parameters after four steps, of which the second is saved; with `kill` SIGKILL ends the third."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from zeta.backends.torch import Eta, for_trainer
 
+    class Kill(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if kill and state.global_step == 3:
+                torch.distributed.barrier()  # or the other rank fails before it is killed
+                os.kill(os.getpid(), signal.SIGKILL)
+
     arguments = TrainingArguments(
-        f"{folder}/run", max_steps=4, per_device_train_batch_size=4, lr_scheduler_type="constant", max_grad_norm=0.0,
-        save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False,
+        folder, max_steps=4, per_device_train_batch_size=4, lr_scheduler_type="constant", max_grad_norm=0.0,
+        save_steps=2, report_to=[], disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False,
         train_sampling_strategy="sequential", ddp_backend="gloo",
     )  # fmt: skip
     pair = for_trainer(Eta, **options())
-    trainer = Trainer(model(), arguments, train_dataset=DATA, optimizer_cls_and_kwargs=pair)
-    trainer.train()
+    trainer = Trainer(model(), arguments, train_dataset=DATA, optimizer_cls_and_kwargs=pair, callbacks=[Kill()])
+    trainer.train(resume_from_checkpoint=resume or None)
     return {name: p.detach() for name, p in trainer.model.named_parameters()}
+
+
+def resumed(folder: str) -> dict[str, torch.Tensor]:
+    """Of the run that was killed, which is bit for bit that of one that was not."""
+    whole, again = ddp(f"{folder}/whole"), ddp(f"{folder}/killed", resume=True)
+    assert all(torch.equal(whole[name], p) for name, p in again.items())
+    return again
 
 
 def fsdp2(folder: str) -> dict[str, torch.Tensor]:
