@@ -12,6 +12,7 @@ os.environ["MLX_ENABLE_TF32"] = "0"  # before MLX is imported: see zeta/parity/t
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,6 +55,19 @@ def target(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def mlx_device() -> Iterator[None]:
+    """MLX's default device, left as it was by a test that chooses another."""
+    if not find_spec("mlx"):
+        yield
+        return
+    import mlx.core as mx
+
+    before = mx.default_device()
+    yield
+    mx.set_default_device(before)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ LIBRARIES = {"torch": "torch", "mlx": "mlx.core"}
 
 
 @pytest.fixture(params=LIBRARIES)
-def library(request, monkeypatch):
+def library(request, monkeypatch, mlx_device):
     pytest.importorskip(LIBRARIES[request.param])
     monkeypatch.setattr(tables, "SIZES", dict.fromkeys(tables.SIZES, TINY))
     return request.param
@@ -44,6 +44,18 @@ def test_json_is_read_back(library, capsys):
     assert all(0 < row["error"] < 0.1 for row in report["newton_schulz"]["rows"])
     assert all(0 < row["share"] < 1 for row in report["training_step"]["rows"])
     assert report["line"].startswith(f"zeta {report['zeta']}, {report['machine']['library']} on cpu")
+
+
+def test_a_cpu_that_emulates_bfloat16_is_compared_in_float32(monkeypatch, capsys):
+    pytest.importorskip("torch")
+    from zeta.bench import on_torch
+
+    monkeypatch.setattr(tables, "SIZES", dict.fromkeys(tables.SIZES, TINY))
+    monkeypatch.setattr(on_torch, "CPU_HAS_BFLOAT16", False)
+    assert cli.main(["bench", "--json", "--backend", "torch", "--device", "cpu"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["step"]["rows"][1]["optimizer"] == "Muon in float32 + AdamW"
+    assert all(row["Muon in float32's error"] < 1e-4 for row in report["newton_schulz"]["rows"])
 
 
 def test_the_tables_end_with_the_line_to_paste(library, capsys):

@@ -10,6 +10,7 @@ from zeta.bench.report import side_of
 from zeta.bench.tables import gpt
 from zeta.storage import totals
 
+pytestmark = pytest.mark.usefixtures("mlx_device")
 README = (Path(__file__).parent.parent / "bench/README.md").read_text()
 ROWS = {
     name: [float(number) for number in cells.replace("|", " ").split()]
