@@ -5,6 +5,7 @@ import pytest
 from communication import MODELS, cost, gathered
 
 from zeta import Route
+from zeta.routing.layout import batches
 from zeta.sharding import Unit, balance, held, overlap, plan, sent, units
 
 MATRIX = Route("zeta", (1, 10, 6), "matrix")
@@ -67,3 +68,10 @@ def test_copies_of_shares_all_work():
     assert max(found.flops) < 1.15 * sum(found.flops) / 8
     assert sum(found.flops) == sum(cost(MODELS["small"](), (1,), ("rows",)).flops)
     assert communication.cost(MODELS["small"](), (1,), ("rows",)).sent == [0]
+
+
+@pytest.mark.parametrize("width, count", {4096: 1, 2048: 5, 1024: 46, 512: 50}.items())
+def test_a_batch_has_a_most_of_operations_or_an_eighth_of_all_entries(width, count):
+    """2 rows^2 cols operations a matrix: one of 4096 x 4096 takes 1.4e11 and goes alone."""
+    routes = {i: (Route("zeta", (1, width, width), ""), None) for i in range(400)}
+    assert {len(batch) for batch in list(batches(routes))[:-1]} == {count}
