@@ -173,7 +173,7 @@ class Zeta(Optimizer):
 
         rate = scheduled.get("learning_rate", self.learning_rate)
         hyper = Hyper(rate, self.betas, self.eps, self.weight_decay)
-        turns = Turns(2 if self.group else 1)
+        turns = Turns(2 if self.group else 1)  # a rank that owns nothing of a batch begins the next
         new, after = dict[str, mx.array](), dict[str, State]()
         for name, (w, kept) in self._step(hyper, routes, together(grads, self.group), states, params, turns):
             new[name], after[name] = round_back(w, params[name], states[name], kept)

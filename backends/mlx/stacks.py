@@ -12,10 +12,10 @@ from zeta.stages import Shape
 from zeta.storage import joined, piece_of, stack_shape
 
 Arrays = dict[str, mx.array]
-# At least so many entries go together. A step holds up to ten times a batch beside its arrays (on a CPU, where MLX
-# allocates up to a hundred operations ahead), which is to be a third of the model; and a product of so many, 1e9
-# operations from 512 rows, still takes a GPU of 27e12 a second longer than it takes to start.
-BATCH_ENTRIES = 1 << 20
+# At least so many entries go together, or a thirty-second of the model if that is more: beside its arrays a step holds
+# up to ten times a batch (on a CPU, where MLX allocates up to a hundred operations ahead), a third of a large model.
+# With 256 rows a product of so many takes an M1 a tenth of a millisecond, at 1e12 a second: longer than to start it.
+BATCH_ENTRIES = 1 << 18
 Batch = dict[tuple[str, int], tuple[int, ...]]  # {(name, i): (count, rows, cols)}, as `zeta.routing.layout.batches`
 
 

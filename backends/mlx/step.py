@@ -22,7 +22,7 @@ Stepped = Iterator[tuple[str, tuple[mx.array, Arrays]]]  # (name, (param, state)
 
 
 class Turns:
-    """Work in turns, of which at most `ahead` are under way at once: as many as there are ranks to share them."""
+    """Work in turns, of which at most `ahead` are under way at once."""
 
     def __init__(self, ahead: int = 1) -> None:
         self._ends = deque[list[mx.array]](([] for _ in range(ahead)), ahead)  # what each turn is over with
