@@ -55,6 +55,7 @@ RULES = {  # where the rule stands, what is put in its place, and a type that sh
     "a stack of heads is none of matrices": (kinds.Model, "vocabularies", set(), TORCH, "csm"),
     "a linear that is looked up is a table": (kinds, "_is_table", lambda *_: False, TORCH, "layoutlmv3"),
     "a head that is taken apart is a doubt": (kinds, "_is_split", lambda *_: False, TORCH, "neucodec"),
+    "a head that puts out a width is a doubt": (kinds, "_may_end", lambda *_: False, TORCH, "pocket_tts"),
     "a cut that does not fit is a doubt": (pieces.Piece, "is_last", lambda *_: False, TORCH, "deepseek_v4"),
     "what was not understood is a doubt": (by_module, "FUSED", NOTHING, MLX, "muse_spark"),
 }

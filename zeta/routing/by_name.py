@@ -3,6 +3,9 @@
 Matrices go to Zeta; vectors, biases, norms, embeddings and the output head go to AdamW, as in the paper. (The published
 code sends embeddings and head to Newton-Schulz too; the paper wins.) A parameter's name and shape decide nearly all;
 what they leave open, `zeta.routes` reads from the model.
+
+A mixture's router (experts, width) is a matrix like others, as in the published codes of Zeta and of Moonlight, whose
+Muon takes all of two axes but embedding and head. No difference to AdamW was found (bench/README.md, "Routers").
 """
 
 import re

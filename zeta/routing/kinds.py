@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from zeta.routing.by_name import LM_HEAD, WRAPPER, layer_of
 from zeta.routing.fused import Layer
 from zeta.routing.source import LIBRARIES, Use, class_of, is_never_called, keywords, use
-from zeta.routing.splits import attribute, split
+from zeta.routing.splits import SINGLE, attribute, split
 
 PARAMETRIZED = re.compile(r"\.?parametrizations\.(\w+)\.original\d?$")
 CONTAINERS = {"ParameterList", "ParameterDict"}
@@ -35,6 +35,7 @@ GROUPS = ("groups", "n_groups", "num_groups", "n_blocks")
 TELLING = re.compile(r"(proj|projection|linear|dense|fc\d*|kernel|router|^w\d|^w[qkvo]|_w)(_weight)?$")
 TAKEN_APART = "ends a head, but its module takes what it puts out apart, as if it were several matrices"
 POSITIONS = re.compile(r"(^|[._])(pos|position|positional)_emb\w*$|(^|_)pos$")
+AS_WIDE = "ends what is named a head, but is no wider than a layer inside, and taken for a matrix"
 UNTOLD = "belongs to no known layer, and its module's code does not tell whether it is a matrix"
 
 
@@ -178,7 +179,9 @@ def kind_of(at: Place, shape: tuple[int, ...], model: Model) -> Layer:
     if convolution:
         return _convolution(layer, owner, shape, "Transpose" in convolution)
     if is_linear(names):
-        return layer._replace(kind="embedding", doubt="") if _is_table(at, model) else _linear(layer, owner, shape)
+        if _is_table(at, model):
+            return layer._replace(kind="embedding", doubt="")
+        return _linear(layer, owner, shape)._replace(doubt=AS_WIDE if _may_end(at.path, shape, layer, model) else "")
     return _bare(layer, at, model, shape)
 
 
@@ -238,11 +241,25 @@ def _ends(path: str, head: str, model: Model) -> bool:
     if "ModuleDict" in bases(model.modules.get(around)):
         beside = [p for p in model.layers if p.rpartition(".")[0] == around]
         return any(model.is_output(p) for p in beside if _shape(model.modules[p])[1:] == shape[1:])
-    start = re.sub(rf"^({re.escape(head)}(\.\d+)?\.).*", r"\1", f"{path}.")
-    inside = [p for p in model.layers if f"{p}.".startswith(start)]
+    inside = _inside(path, head, model)
     after = inside[inside.index(path) + 1 :]
     own = all(p.startswith(f"{around}.") for p in after)
     return model.is_output(path) and own and all(_shape(model.modules[p]) == shape for p in after if model.is_output(p))
+
+
+def _inside(path: str, head: str, model: Model) -> list[str]:
+    """The layers of the head that a layer is in, of one of the parallel heads if these are numbered."""
+    one = re.match(rf"{re.escape(head)}\.\d+\.", f"{path}.")
+    start = one.group() if one and "Sequential" not in bases(model.modules.get(head)) else f"{head}."
+    return [p for p in model.layers if f"{p}.".startswith(start)]
+
+
+def _may_end(path: str, shape: tuple[int, ...], layer: Layer, model: Model) -> bool:
+    """Whether a layer that changes the width is the last in what is named a head."""
+    head, in_layers = _around(path)
+    if not head or in_layers or shape[0] == shape[1] or SINGLE.match(layer.name) or _in_attention(path, model):
+        return False
+    return _inside(path, head, model)[-1] == path
 
 
 def _in_attention(path: str, model: Model) -> bool:
