@@ -57,6 +57,8 @@ def same(a, b):
 
 def test_the_table_has_every_keyword_of_adamw():
     assert TABLE.keys() == inspect.signature(torch.optim.AdamW).parameters.keys() - {"params"}
+    (group,) = torch.optim.AdamW(Model().parameters()).param_groups
+    assert group.keys() - TABLE.keys() == {"params", "decoupled_weight_decay"}  # True in AdamW, which ours is, too
 
 
 @pytest.mark.parametrize("where", ["constructor", "group"])
@@ -75,6 +77,8 @@ def test_groups_of_adamw_itself_are_taken():
     groups = torch.optim.AdamW(model.named_parameters(), lr=0.1).param_groups
     (group,) = steps(groups).param_groups
     assert group["lr"] == 0.1 and group["decoupled_weight_decay"] and group["fused"] is None
+    with pytest.raises(ValueError, match="decoupled_weight_decay is False, but Zeta decays weights apart"):
+        steps(torch.optim.Adam(model.named_parameters()).param_groups)
 
 
 def test_a_groups_own_keys_are_kept_and_saved():

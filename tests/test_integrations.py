@@ -96,6 +96,16 @@ def test_transformers_trainer_makes_it_of_the_model_it_makes_itself(tmp_path: Pa
     assert [line["loss"] for line in resumed if "loss" in line] == [line["loss"] for line in whole if "loss" in line]
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")  # trl 1.16 sets it
+def test_trl_resumes(tmp_path: Path) -> None:
+    need("trl")
+    import hugging_face
+
+    whole = hugging_face.fine_tune(tmp_path / "whole")
+    assert killed_runs.is_killed(hugging_face.fine_tune, tmp_path / "killed", True)
+    assert len(whole) == 6 and hugging_face.fine_tune(tmp_path / "killed", resume=True) == whole
+
+
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])
 def test_transformers_trainer_on_two_ranks(how: str, tmp_path: Path) -> None:
     """DDP as Trainer starts it, killed and resumed; FSDP2 as accelerate shards a model that has an optimizer."""

@@ -63,7 +63,8 @@ def described(kind: type, lr: str) -> str:
     starts = {lr: h.lr, "betas": h.betas, "eps": h.eps, "weight_decay": h.weight_decay}
     starts |= {p.name: p.default for p in signature(make.__func__).parameters.values()} if make else {}
     call = f"{kind.__name__}({', '.join(f'{name}={value}' for name, value in starts.items())})"
-    rest = f"It starts from\n{call}.\nAdamW's half uses both betas and eps. All else is Zeta's: help(Zeta)."
+    step = f"A step is w = (1 - {lr} weight_decay) w - {lr} u, for matrices. It starts from\n{call}."
+    rest = f"{step}\nAdamW's half uses both betas and eps. All else is Zeta's: help(Zeta)."
     return "\n\n".join([*([cleandoc(kind.__doc__)] if kind.__doc__ else []), about, rest])
 
 

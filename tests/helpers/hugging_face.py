@@ -29,6 +29,47 @@ def adapted() -> Any:
     return get_peft_model(model(), LoraConfig(target_modules=["q_proj", "down_proj"], r=2, lora_dropout=0.0))
 
 
+def fine_tune(folder: Path, kill: bool = False, resume: bool = False) -> list[float]:
+    """The losses of six steps of TRL's SFT trainer, of which the third is saved; with `kill` SIGKILL ends the fifth."""
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    from trl import SFTConfig, SFTTrainer
+
+    from zeta.backends.torch import Eta, for_trainer
+
+    torch.set_num_threads(1)
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate("abcdefghi.?")}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token=".", eos_token=".", unk_token="?")
+    rows = [{"text": " ".join("abcdefghi"[i * k % 9] for k in range(8))} for i in range(48)]
+    arguments = SFTConfig(
+        str(folder), max_steps=6, per_device_train_batch_size=4, learning_rate=RATE, save_steps=3, logging_steps=1,
+        report_to=[], disable_tqdm=True, use_cpu=True, bf16=False, dataloader_pin_memory=False,
+    )  # fmt: skip
+    pair = for_trainer(Eta, lr=arguments.learning_rate)
+    trainer = SFTTrainer(
+        model(), args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
+        optimizer_cls_and_kwargs=pair, callbacks=[kill_at(5)] if kill else [],
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=resume or None)
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+def kill_at(step: int) -> Any:
+    """What ends this process with SIGKILL after the step."""
+    from transformers import TrainerCallback
+
+    class Kill(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == step:
+                if torch.distributed.is_initialized():
+                    torch.distributed.barrier()  # or another rank fails before it is killed
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return Kill()
+
+
 def train(folder: Path, steps: int, stop_at: int = 0, resume: bool = False) -> tuple[list[dict[str, Any]], Any]:
     """(what Trainer logged, its optimizer)."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -99,15 +140,9 @@ def step(m: Any, optimizer: Any, rows: Any) -> None:
 
 def ddp(folder: str, kill: bool = False, resume: bool = False) -> dict[str, torch.Tensor]:
     """The parameters after four steps, of which the second is saved; with `kill` SIGKILL ends the third."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
     from zeta.backends.torch import Eta, for_trainer
-
-    class Kill(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if kill and state.global_step == 3:
-                torch.distributed.barrier()  # or the other rank fails before it is killed
-                os.kill(os.getpid(), signal.SIGKILL)
 
     arguments = TrainingArguments(
         folder, max_steps=4, per_device_train_batch_size=4, lr_scheduler_type="constant", max_grad_norm=0.0,
@@ -115,7 +150,8 @@ def ddp(folder: str, kill: bool = False, resume: bool = False) -> dict[str, torc
         train_sampling_strategy="sequential", ddp_backend="gloo",
     )  # fmt: skip
     pair = for_trainer(Eta, **options())
-    trainer = Trainer(model(), arguments, train_dataset=DATA, optimizer_cls_and_kwargs=pair, callbacks=[Kill()])
+    kills = [kill_at(3)] if kill else []
+    trainer = Trainer(model(), arguments, train_dataset=DATA, optimizer_cls_and_kwargs=pair, callbacks=kills)
     trainer.train(resume_from_checkpoint=resume or None)
     return {name: p.detach() for name, p in trainer.model.named_parameters()}
 
