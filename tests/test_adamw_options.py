@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 
 import numpy as np
 import pytest
@@ -96,6 +97,16 @@ def test_a_groups_own_keys_are_kept_and_saved():
 def test_a_near_miss_is_named(key, meant):
     with pytest.warns(UserWarning, match=f"a group's {key} has no effect: did you mean {meant}?"):
         Zeta([{"params": list(Model().named_parameters()), key: 0.1}])
+
+
+MEANT = {"learning_rate": "lr?", "momentum": "betas?", "ns_step": "ns_steps?"}
+
+
+@pytest.mark.parametrize("key", [*MEANT, "nesterov"])
+def test_the_constructor_says_what_was_meant(key):
+    remedy = f"did you mean {MEANT[key]}" if key in MEANT else "leave it out"
+    with pytest.raises(TypeError, match=rf"^Eta takes no {key}: {re.escape(remedy)}$"):
+        Eta(Model().named_parameters(), **{key: 0.1})
 
 
 def test_errors_of_a_class_name_it():

@@ -20,7 +20,7 @@ class Half:
 
     def __init__(self, hyper: Hyper, options: dict[str, Any], rate: float | Callable[[mx.array], mx.array]) -> None:
         if strange := sorted(options.keys() - set(TAKEN)):
-            raise TypeError(f"adamw has {strange[0]!r}, but takes {', '.join(TAKEN)}: leave it out")
+            raise TypeError(f"adamw has {strange[0]!r}, but takes {', '.join(TAKEN)}: rename it, or leave it out")
         own = options.pop("learning_rate", None)
         self.options, self.schedule, self.ratio = options, own if callable(own) else None, 1.0
         replace(hyper, lr=hyper.lr if own is None or callable(own) else own, **options)  # checks the values

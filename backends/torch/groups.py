@@ -89,9 +89,14 @@ def check_group(group: dict[str, Any], defaults: dict[str, Any], owner: str) -> 
         raise ValueError(f'treatment is {group["treatment"]!r}, but must be "zeta", "adamw" or None')
     known = {*defaults, *ADAMW, "params", "param_names", "routes", "ns_steps"}
     for key in group.keys() - known:
-        meant = ["lr"] if key == "learning_rate" else get_close_matches(key, known, 1, cutoff=0.85)
-        if meant:
-            warnings.warn(f"a group's {key} has no effect: did you mean {meant[0]}?", stacklevel=4)
+        if meant := near(key, known):
+            warnings.warn(f"a group's {key} has no effect: did you mean {meant}?", stacklevel=4)
+
+
+def near(key: str, known: Collection[str]) -> str | None:
+    """The known option that an unknown key may be meant for."""
+    other_words = {"learning_rate": "lr", "momentum": "betas"}
+    return other_words.get(key) or next(iter(get_close_matches(key, known, 1, cutoff=0.85)), None)
 
 
 def check_carried(options: dict[str, Any], owner: str) -> None:
@@ -119,7 +124,7 @@ def check_values(group: dict[str, Any]) -> None:
     for name in ("lr", "weight_decay"):
         value = group[name]
         if not isinstance(value, Real) and not (isinstance(value, Tensor) and value.numel() == 1):
-            raise ValueError(f"{name} is {value!r}, but must be a number or a tensor of one")
+            raise ValueError(f"{name} is {value!r}, but must be a number or a tensor of one element")
     Hyper(**{name: group[name] for name in ("lr", "betas", "eps", "weight_decay")})
     check_coefficients(group["coefficients"])
     check_dtype("ns_dtype", group["ns_dtype"])

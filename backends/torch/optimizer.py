@@ -29,6 +29,7 @@ from .groups import (
     check_shapes,
     check_values,
     group_routes,
+    near,
     word,
 )
 from .placement import Place
@@ -106,7 +107,9 @@ class Zeta(torch.optim.Optimizer):
         own = self._settings() if self.make else {}
         if settings.keys() - own - ADAMW.keys():
             strange = sorted(settings.keys() - own - ADAMW.keys())[0]
-            raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {strange!r}")
+            meant = near(strange, {*signature(Zeta.__init__).parameters, *own, *ADAMW})
+            remedy = f"did you mean {meant}?" if meant else "leave it out"
+            raise TypeError(f"{type(self).__name__} takes no {strange}: {remedy}")
         self._check_products({"coefficients": coefficients, "ns_steps": ns_steps, "ns_dtype": ns_dtype})
         self._ranks = Ranks(process_group, shard_state, comm_dtype)
         self._coefficients = coefficients  # of which a group's own ns_steps takes the first
@@ -115,7 +118,7 @@ class Zeta(torch.optim.Optimizer):
         self._exact: bool | None = None  # how a step is measured for `report`, if it is
         self._measured: list[Measured] = []
         if wrong := sorted(self._adamw.keys() - ADAMW_HALF):
-            raise TypeError(f"adamw has {wrong[0]!r}, but takes {', '.join(ADAMW_HALF)}: leave it out")
+            raise TypeError(f"adamw has {wrong[0]!r}, but takes {', '.join(ADAMW_HALF)}: rename it, or leave it out")
         given = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         defaults: dict[str, Any] = {k: getattr(self.rule.defaults, k) if v is None else v for k, v in given.items()}
         defaults |= dict(
