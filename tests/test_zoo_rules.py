@@ -10,7 +10,7 @@ import zoo_table
 import zoo_transformers
 
 import zeta
-from zeta.routing import by_module, kinds, pieces, splits
+from zeta.routing import by_module, kinds, splits
 from zeta.routing.kinds import bases
 from zeta.routing.source import Use
 
@@ -21,7 +21,6 @@ MLX, TORCH = zoo_mlx, zoo_transformers
 RULES = {  # where the rule stands, what is put in its place, and a type that shows it
     "a head has the shape of the vocabulary's table": (kinds.Model, "vocabularies", set(), MLX, "gpt_neox"),
     "a head is the last layer of what is named so": (kinds, "HEAD_MODULE", NOTHING, TORCH, "owlvit"),
-    "heads side by side are heads": (kinds, "pairwise", lambda chain: [], TORCH, "musicgen"),
     "the head's layer may be named a prediction": (kinds, "PREDICTION", NOTHING, TORCH, "vit_mae"),
     "rows that are a width are no head's": (kinds.Model, "widths", set(), TORCH, "sam2_video"),
     "what is used entry by entry is no matrix": (kinds, "use", lambda *_: Use("product"), MLX, "mamba"),
@@ -40,7 +39,6 @@ RULES = {  # where the rule stands, what is put in its place, and a type that sh
     "a grouped linear has a matrix a group": (kinds, "GROUPS", (), TORCH, "deepseek_v4"),
     "MLX's own depthwise convolutions": (kinds, "keywords", lambda _: set(), MLX, "recurrent_gemma"),
     "the code tells the parts of each layer in a list": (kinds, "LISTS", {"list"}, TORCH, "vits"),
-    "a gated unit in a function is split": (splits, "ACTIVATIONS", set(), TORCH, "vits"),
     "rows that were added up are one": (splits, "SUMS", set(), TORCH, "wavlm"),
     "heads with names are heads as one of them is": (
         kinds,
@@ -56,7 +54,7 @@ RULES = {  # where the rule stands, what is put in its place, and a type that sh
     "a linear that is looked up is a table": (kinds, "_is_table", lambda *_: False, TORCH, "layoutlmv3"),
     "a head that is taken apart is a doubt": (kinds, "_is_split", lambda *_: False, TORCH, "neucodec"),
     "a head that puts out a width is a doubt": (kinds, "_may_end", lambda *_: False, TORCH, "pocket_tts"),
-    "a cut that does not fit is a doubt": (pieces.Piece, "is_last", lambda *_: False, TORCH, "deepseek_v4"),
+    "a cut that does not fit is a doubt": (splits, "SINGLE", re.compile(""), TORCH, "deepseek_v4"),
     "what was not understood is a doubt": (by_module, "FUSED", NOTHING, MLX, "muse_spark"),
 }
 
