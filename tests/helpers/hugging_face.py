@@ -63,8 +63,6 @@ def kill_at(step: int) -> Any:
     class Kill(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step == step:
-                if torch.distributed.is_initialized():
-                    torch.distributed.barrier()  # or another rank fails before it is killed
                 os.kill(os.getpid(), signal.SIGKILL)
 
     return Kill()
