@@ -11,14 +11,13 @@ from operator import add, floordiv, mod, mul, sub, truediv
 from typing import Any, NamedTuple
 
 from zeta.routing.pieces import Axis, Cut, Piece, Shape
-from zeta.routing.source import PRODUCTS, calls, class_of, definitions, mentions, methods
+from zeta.routing.source import PRODUCTS, class_of, mentions, methods
 
 SPLITS = {"split", "chunk", "unbind", "tensor_split", "split_with_sizes", "unstack"}
 COUNTS = ("chunks", "split_size_or_sections", "split_size", "indices_or_sections", "split_sizes")
 OPERATORS: dict[type, Any] = {ast.Add: add, ast.Sub: sub, ast.Mult: mul, ast.FloorDiv: floordiv, ast.Mod: mod}
 OPERATORS |= {ast.Div: truediv}
 GATED = {"glu", "GLU"}  # split what they get in two
-ACTIVATIONS = {"sigmoid", "tanh", "silu", "gelu", "relu"}  # of a gate: a function that rotates has none
 SUMS = {"sum", "mean", "amax", "amin", "prod", "logsumexp"}
 ITSELF = {"int", "tuple", "list", "tensor", "as_tensor", "IntTensor", "LongTensor"}  # of a number or a list
 ORDERS = re.compile(r"arg|top_?k|sort")  # give places, or rows in another order
@@ -294,9 +293,6 @@ class _Reader:
             return None
         if name in GATED or type(layer).__name__ in GATED:
             return self.cut(pieces[0], 2, -1, name)
-        text = definitions(class_of(self.module).__module__).get(name)
-        if isinstance(text, ast.FunctionDef) and self.depth < 4 and calls(text) & ACTIVATIONS:
-            return self.read(text, arguments, keywords)
         return pieces[0].plain()
 
     def is_weight(self, node: ast.AST) -> bool:
