@@ -25,7 +25,7 @@ from zeta.sharding import Box, Held, box_size, held, plan, sent
 from zeta.storage import stored
 
 Shapes = dict[str, tuple[int, ...]]
-AXES = {"copies": None, "rows": 0, "columns": -1}  # of every parameter, what the ranks share out
+AXES = {"copies": None, "rows": 0, "columns": -1}  # of every parameter, what the ranks shard
 
 
 RULES = {"Zeta": family.zeta, "Eta": family.eta, "NorMuon": family.normuon}
@@ -79,7 +79,7 @@ MODELS: dict[str, Callable[[], Shapes]] = {  # layers, width, hidden, heads, key
 
 
 def cost(model: Shapes, mesh: tuple[int, ...], cuts: tuple[str, ...], rule: Rule = family.zeta) -> Cost:
-    """Of one step of the model's matrices over a mesh, whose axes hold copies or share rows or columns out."""
+    """Of one step of the model's matrices over a mesh, whose axes hold copies or shard rows or columns."""
     by_name = routes(model)
     arrays: dict[Any, Any] = {n: (model[n], r, None, holders(model[n], mesh, cuts)) for n, r in by_name.items()}
     batches, ranks = plan(arrays), prod(mesh)
@@ -197,8 +197,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, nargs="*", default=[name for name in MODELS if name != "small"])
     parser.add_argument("--ranks", type=int, default=64)
-    parser.add_argument("--copies", type=int, default=1, help="of the whole model; the ranks of each share it out")
-    parser.add_argument("--cut", choices=AXES, default="rows", help="what they share out; copies: all hold all (DDP)")
+    parser.add_argument("--copies", type=int, default=1, help="of the whole model; the ranks of each shard it")
+    parser.add_argument("--cut", choices=AXES, default="rows", help="what they shard; copies: all hold all (DDP)")
     parser.add_argument("--half", action="store_true", help="in two bytes an entry (comm_dtype), else in four")
     parser.add_argument("--check", action="store_true", help="count in real runs of 2 and 4 ranks")
     parser.add_argument("--json", action="store_true")

@@ -1,10 +1,10 @@
 """Optimizers on equal terms: each is tuned by the same search, then run on fresh seeds that are the same for all.
 
-    python bench/convergence.py run      # trains what is missing; may be stopped at any moment, and goes on from there
+    python bench/convergence.py run      # trains what is missing; may be stopped at any moment, and continues
     python bench/convergence.py table    # Markdown
     python bench/convergence.py plot
 
-The rule of the search, the same for all, is told in `search.py`. Warm-up of a hundredth, ten steps at least, half a
+The rule of the search, the same for all, stands in `search.py`. Warm-up of a hundredth, ten steps at least, half a
 cosine to zero, gradients clipped to norm 1, float32, one thread.
 """
 
@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
     known = {s: line for s, line in read(args.out).items() if s.optimizer in args.optimizers and s.task in args.tasks}
     ran = outcomes(known)
     if not ran:
-        raise SystemExit(f"no fresh seed of these is in {args.out}: `run` with the same flags goes on")
+        raise SystemExit(f"no fresh seed of these is in {args.out}: `run` with the same flags continues")
     if args.command == "plot":
         draw = figures.draw if set(ran) <= set(SIZES) else standings.draw
         return draw(ran, args.picture or args.out.with_suffix(".png"))

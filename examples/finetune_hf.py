@@ -1,7 +1,7 @@
 """Trains a small Llama with Zeta through Hugging Face's Trainer, or in a loop of your own with Accelerate.
 
     python examples/finetune_hf.py                         # about 20 seconds on two CPU cores
-    python examples/finetune_hf.py --resume                # goes on from the last checkpoint, also after a kill
+    python examples/finetune_hf.py --resume                # continues from the last checkpoint, also after a kill
 
 The model comes from a config and reads bytes, so that nothing is downloaded; `AutoModelForCausalLM.from_pretrained`
 and your own data set take the same places. There are two ways to hand Zeta over, `--through`:
@@ -127,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lr", type=float, default=3e-3, help="the highest learning rate (0.003)")
     p.add_argument("--save-every", type=int, default=50, metavar="STEPS", help="steps between checkpoints (50)")
     p.add_argument("--out", type=Path, default=Path("runs/finetune_hf"), help="folder of the checkpoints")
-    p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    p.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --out")
     return p
 
 

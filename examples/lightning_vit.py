@@ -1,7 +1,7 @@
 """Trains a small vision transformer with Zeta in PyTorch Lightning, on scikit-learn's 1,797 handwritten digits.
 
     python examples/lightning_vit.py                       # about 20 seconds on two CPU cores, 97 % right
-    python examples/lightning_vit.py --resume              # goes on from the last checkpoint, also after a kill
+    python examples/lightning_vit.py --resume              # continues from the last checkpoint, also after a kill
 
 What to know about Lightning and optimizers:
 
@@ -66,11 +66,11 @@ def main(arguments: list[str] | None = None) -> tuple[list[float], float]:
     args = parser().parse_args(arguments)
     last = args.out / "last.ckpt"
     if args.resume and not last.exists():
-        raise ValueError(f"there is no {last} to go on from: leave --resume out to start anew")
+        raise ValueError(f"there is no {last} to continue from: leave --resume out to start anew")
     L.seed_everything(0, verbose=False)
     torch.set_num_threads(1)  # in matrices this small a second thread only waits
     train, held_out = (TensorDataset(*part) for part in digits())
-    sampler = DistributedSampler(train, num_replicas=1, rank=0)  # Lightning tells it the epoch
+    sampler = DistributedSampler(train, num_replicas=1, rank=0)  # Lightning sets the epoch
     model = Classifier(args.width, args.depth, args.lr)
     trainer = L.Trainer(
         max_epochs=args.epochs,
@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lr", type=float, default=1e-2, help="the highest learning rate (0.01)")
     p.add_argument("--accelerator", default="auto", help="what Lightning calls a device: cpu, gpu, mps or auto (auto)")
     p.add_argument("--out", type=Path, default=Path("runs/lightning_vit"), help="folder of the checkpoints")
-    p.add_argument("--resume", action="store_true", help="go on from last.ckpt in --out")
+    p.add_argument("--resume", action="store_true", help="continue from last.ckpt in --out")
     return p
 
 

@@ -33,11 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
         message, status = f"{error}: check that path and the room on its disk, or choose another --out", 2
     except (ValueError, ImportError) as error:
         message, status = str(error), 2
-    except (MemoryError, RuntimeError) as error:  # torch and MLX tell by the message alone
+    except (MemoryError, RuntimeError) as error:  # torch and MLX distinguish it by the message alone
         if "alloc" in str(error):
             message = f"out of memory: choose a smaller --batch, --context or --size ({error})"
         elif LAUNCHED and re.search("gloo|NCCL|onnection|timed out", str(error)):
-            message = f"another rank is gone: go on from the last checkpoint, if there is one, with --resume ({error})"
+            message = f"another rank is gone: continue from the last checkpoint, if any, with --resume ({error})"
         else:
             raise
         status = 2
@@ -65,13 +65,13 @@ def train(given: dict[str, Any]) -> int:
     if s["inspect"] and trainer.ranks > 1:
         raise ValueError("--inspect is for one process: give --inspect 0, and run zeta inspect on the checkpoint")
     if s["batch"] % trainer.ranks:
-        raise ValueError(f"--batch {s['batch']} cannot be shared out over {trainer.ranks} ranks: choose a multiple")
+        raise ValueError(f"--batch {s['batch']} cannot be divided among {trainer.ranks} ranks: choose a multiple")
     if arrays:
         restore(trainer, arrays, config)
 
     show = print if trainer.rank == 0 else lambda *_: None
     if s["step"] == s["steps"]:
-        show(f"step {s['step']} of {s['steps']} was reached before: give more --steps to go on")
+        show(f"step {s['step']} of {s['steps']} was reached before: give more --steps to continue")
     if s["warmup"] > s["steps"]:
         show(f"the warm-up of {s['warmup']} steps is longer than the run of {s['steps']}: no step has --lr {s['lr']}")
     show(f"{sum(a.size for a in model.init(config, 0).values()):,} parameters, {s['optimizer']} on {library}, in {out}")
@@ -83,7 +83,7 @@ def train(given: dict[str, Any]) -> int:
 
         draw({s["optimizer"]: out}, out / "loss.png")
     if not finished:
-        show(f"saved at step {s['step']} of {s['steps']}: go on with --resume --out {out}")
+        show(f"saved at step {s['step']} of {s['steps']}: continue with --resume --out {out}")
         return 130
     if trainer.rank == 0 or "fsdp" in s:
         show(sample(trainer, words, config, s))
@@ -100,9 +100,9 @@ def choose_folder(given: dict[str, Any]) -> Path:
     out: Path = given.get("out", Path(f"runs/{max(last, 1) if resume else last + 1}"))
     there = (out / FILE).exists()
     if resume and not there:
-        raise ValueError(f"there is no {out / FILE} to go on from: leave --resume out to start anew")
+        raise ValueError(f"there is no {out / FILE} to continue from: leave --resume out to start anew")
     if there and not resume:
-        raise ValueError(f"{out / FILE} is there already: go on from it with --resume, or choose another --out")
+        raise ValueError(f"{out / FILE} is there already: continue from it with --resume, or choose another --out")
     return out
 
 

@@ -1,6 +1,6 @@
 """What every test shares: the targets of this machine, its precisions, and one way to drive either optimizer class.
 
-ZETA_TEST_BFLOAT16=0 or 1 tells torch, here and in every child process, whether this CPU multiplies bfloat16.
+ZETA_TEST_BFLOAT16=0 or 1 makes torch believe, here and in every child process, whether this CPU multiplies bfloat16.
 """
 
 import os

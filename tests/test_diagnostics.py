@@ -280,7 +280,7 @@ def test_a_training_run_writes_the_series_and_a_resumed_one_goes_on(tmp_path, ca
     (tmp_path / "data.txt").write_text(Path(train_lm.__file__).read_text())
     fixed = f"--data {tmp_path}/data.txt --out {tmp_path}/run --backend {backend} --optimizer {optimizer} {SMALL}"
     assert train_lm.main(f"{fixed} --steps 5 --inspect 2".split()) == 0
-    assert train_lm.main(f"{fixed} --steps 8 --resume".split()) == 0  # it goes on inspecting
+    assert train_lm.main(f"{fixed} --steps 8 --resume".split()) == 0  # it continues to inspect
     records = read_series(tmp_path / "run" / "inspect.jsonl")
     assert [record["step"] for record in records] == [step for step in (2, 4, 6, 8) for _ in range(7)]
     arrays, settings = checkpoint.load(tmp_path / "run" / "checkpoint.safetensors")

@@ -124,7 +124,7 @@ def test_a_coefficient_off_by_one_percent_is_caught(name):
 
 @pytest.mark.parametrize("name", ["normuon", "rank1_after", "shampoo", "dion2", "schattor 4"])
 def test_rows_for_columns_matter_where_they_should(name):
-    """The control of axes: NorMuon alone tells rows from columns, the others are as good on the transpose."""
+    """The control of axes: NorMuon alone distinguishes rows from columns, the others are as good on the transpose."""
     param, grads = draw((12, 20))
     turned, _ = steps(RULES[name], param.T, grads.swapaxes(-1, -2))
     error = relative_error(turned.T, oracle(name, "wide"), param)

@@ -1,4 +1,4 @@
-"""A run that changes libraries goes on as if it had not: its losses, its parameters, what its optimizer keeps."""
+"""A run that changes libraries continues as if it had not: its losses, its parameters, what its optimizer keeps."""
 
 import shutil
 import subprocess
@@ -24,7 +24,7 @@ pytest.importorskip("mlx.core")
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 EXAMPLES = Path(train_lm.__file__).parent
-# The rate rises to the end, so that a step's rate is the same whatever --steps tells.
+# The rate rises to the end, so that a step's rate is the same whatever --steps says.
 FLAGS = "--layers 2 --width 32 --heads 2 --kv-heads 1 --context 32 --batch 4 --warmup 30 --eval-every 10 --sample 0"
 
 
@@ -129,7 +129,7 @@ def go_on(out: Path, backend: str, steps: int, *flags: str, off: float = 0.0) ->
 
 @pytest.fixture(scope="module")
 def two_hundred(tmp_path_factory: pytest.TempPathFactory, first_flags: list[str]) -> Callable[..., Path]:
-    """The folder of 70 steps with MLX at its default dtype; beside it, "whole" went on to step 200."""
+    """The folder of 70 steps with MLX at its default dtype; beside it, "whole" continued to step 200."""
 
     @cache
     def make(optimizer: str, dtype: str) -> Path:
@@ -164,7 +164,7 @@ def test_two_hundred_steps_from_mlx_to_torch_and_back(
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory, first_flags: list[str]) -> Path:
-    """The folder of 10 steps with MLX; beside it, "whole" went on for 10 more."""
+    """The folder of 10 steps with MLX; beside it, "whole" continued for 10 more."""
     folder = tmp_path_factory.mktemp("begun")
     run(folder / "begun", "mlx", 10, *first_flags)
     shutil.copytree(folder / "begun", folder / "whole")

@@ -63,7 +63,7 @@ def test_every_rank_has_work_and_less_travels_than_if_all_gathered_all(name):
 
 
 def test_copies_of_shares_all_work():
-    """HSDP: 2 copies, each shared out over 4 ranks."""
+    """HSDP: 2 copies, each sharded over 4 ranks."""
     found = cost(MODELS["small"](), (2, 4), ("copies", "rows"))
     assert max(found.flops) < 1.15 * sum(found.flops) / 8
     assert sum(found.flops) == sum(cost(MODELS["small"](), (1,), ("rows",)).flops)

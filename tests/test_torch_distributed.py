@@ -19,11 +19,11 @@ from zeta.parity.checks import relative_error  # noqa: E402
 
 FLOAT32 = 6e-5  # of the distance moved: that of float32 products in zeta/parity/targets.py
 ONCE_ROUNDED = 4e-3  # updates rounded to bfloat16 on the way, 2 ** -9 each
-HALF = ["half precision", "half precision, state shared out"]
+HALF = ["half precision", "half precision, state sharded"]
 ROWS = ["rows, then columns"]  # FSDP2, which takes no scalars
 MORE_ROWS = ["rows", "columns", "partial gradients", "full state dict", "state of one process in rows"]
-COPIES = ["copies", "taking turns", "tensor parallel", "state of one process shared out"]
-CASES = [(ranks, name) for ranks in (1, 2, 4) for name in ["copies, state shared out", *ROWS]]
+COPIES = ["copies", "taking turns", "tensor parallel", "state of one process sharded"]
+CASES = [(ranks, name) for ranks in (1, 2, 4) for name in ["copies, state sharded", *ROWS]]
 CASES += [(1, "half precision"), (2, "experts"), (4, "experts"), (4, "rows, twice"), (4, "tensor parallel, rows")]
 CASES += [(2, name) for name in [*MORE_ROWS, *COPIES, *HALF]]
 

@@ -116,7 +116,7 @@ def test_the_order_between_process_groups_may_differ(ranks):
 
 @pytest.mark.parametrize("how", ["rows", "copies"])
 def test_a_compiled_step_is_one_graph_equal_to_eager_and_is_not_compiled_again(ranks, how):
-    """AdamW is in it; what ranks tell one another stands between graphs. Neither rate nor step compiles it again."""
+    """AdamW is in it; what ranks send one another stands between graphs. Neither rate nor step compiles it again."""
     for rank in ranks:
         result = rank[f"compiled {how}"]
         assert result["graphs"] == [1] * traps_ranks.STEPS

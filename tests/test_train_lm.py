@@ -196,7 +196,7 @@ def test_an_absent_library_is_one_line(
 
 
 SPOILERS = {
-    "": "go on from it with --resume",
+    "": "continue from it with --resume",
     "--resume --width 32": "the checkpoint's width is 16, not 32: leave --width out",
     "--resume --layers 2": "the checkpoint's layers is 1, not 2: leave --layers out",
     "--resume --tied": "the checkpoint's tied is False, not True: leave --tied out",
@@ -248,7 +248,7 @@ def test_says_what_a_run_does_not_do(tmp_path: Path, data: Path, capsys: pytest.
     assert run(tmp_path, data, "--steps 3 --warmup 4 --lr 0.002 --resume") == 0
     shown = capsys.readouterr().out
     assert "the warm-up of 4 steps is longer than the run of 3: no step has --lr 0.002" in shown
-    assert "step 3 of 3 was reached before: give more --steps to go on" in shown
+    assert "step 3 of 3 was reached before: give more --steps to continue" in shown
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,7 +88,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory, optimizer: str) -> tuple[Pa
 
 
 def test_a_lost_rank_ends_the_job_with_its_reason(killed: tuple[Path, str]) -> None:
-    assert "another rank is gone: go on from the last checkpoint, if there is one, with --resume" in killed[1]
+    assert "another rank is gone: continue from the last checkpoint, if any, with --resume" in killed[1]
 
 
 def job(ranks: int, out: Path, dtype: str, *flags: str) -> str:

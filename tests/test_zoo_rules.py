@@ -25,9 +25,9 @@ RULES = {  # where the rule stands, what is put in its place, and a type that sh
     "rows that are a width are no head's": (kinds.Model, "widths", set(), TORCH, "sam2_video"),
     "what is used entry by entry is no matrix": (kinds, "use", lambda *_: Use("product"), MLX, "mamba"),
     "what is multiplied is a matrix": (kinds, "use", lambda *_: Use("entries"), TORCH, "mixtral"),
-    "an einsum tells the matrix": (kinds, "_product", lambda layer, *_: layer, TORCH, "xlnet"),
-    "the code tells the parts": (by_module, "split", lambda *_: None, MLX, "granitemoehybrid"),
-    "the code tells the order": (by_module, "split", lambda *_: None, MLX, "internlm2"),
+    "an einsum shows the matrix": (kinds, "_product", lambda layer, *_: layer, TORCH, "xlnet"),
+    "the code shows the parts": (by_module, "split", lambda *_: None, MLX, "granitemoehybrid"),
+    "the code shows the order": (by_module, "split", lambda *_: None, MLX, "internlm2"),
     "experts have an order of their own": (by_module, "attribute", lambda *_: False, TORCH, "minimax"),
     "a query's halves are one": (splits, "ROTATED", NOTHING, TORCH, "persimmon"),
     "a projection by its name is one": (splits, "SINGLE", NOTHING, TORCH, "roformer"),
@@ -38,7 +38,7 @@ RULES = {  # where the rule stands, what is put in its place, and a type that sh
     "a transposed convolution is one": (kinds, "CONVOLUTION", re.compile(r"Conv[123]d$"), TORCH, "sam"),
     "a grouped linear has a matrix a group": (kinds, "GROUPS", (), TORCH, "deepseek_v4"),
     "MLX's own depthwise convolutions": (kinds, "keywords", lambda _: set(), MLX, "recurrent_gemma"),
-    "the code tells the parts of each layer in a list": (kinds, "LISTS", {"list"}, TORCH, "vits"),
+    "the code shows the parts of each layer in a list": (kinds, "LISTS", {"list"}, TORCH, "vits"),
     "rows that were added up are one": (splits, "SUMS", set(), TORCH, "wavlm"),
     "heads with names are heads as one of them is": (
         kinds,
@@ -94,4 +94,4 @@ def own_module(source):
 def test_an_array_of_which_nothing_is_known_is_a_doubt(shape):
     made = f"super().__init__(); self.table = nn.Parameter(torch.ones{shape})"
     model = own_module(f"class Own(nn.Module):\n    def __init__(self): {made}")
-    assert "does not tell whether it is a matrix" in zeta.routes(model)["table"].doubt
+    assert "does not say whether it is a matrix" in zeta.routes(model)["table"].doubt

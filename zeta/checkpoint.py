@@ -2,7 +2,7 @@
 
 A parameter is stored under its name, what the optimizer keeps for it as "optimizer.KEY.NAME". Zeta's keys are the same
 in every library (`exp_avg`, `exp_avg_sq`, for AdamW's parameters `step`, in half precision `remainder`), so that a run
-can change libraries. A digest beside the settings tells a file that was altered since.
+can change libraries. A digest beside the settings detects a file that was altered since.
 """
 
 import json
@@ -30,7 +30,7 @@ def save(path: Path | str, arrays: Arrays, settings: Mapping[str, Any]) -> None:
     path = Path(path)
     for name, array in arrays.items():
         if not np.isfinite(array).all():
-            remedy = "go on from the one there with a lower lr" if path.exists() else "begin anew with a lower lr"
+            remedy = "continue from the one there with a lower lr" if path.exists() else "begin anew with a lower lr"
             raise ValueError(f"{name} holds NaN or infinity, so {path} was not written: {remedy}")
     arrays = {name: np.asarray(a, a.dtype.newbyteorder("<"), order="C") for name, a in arrays.items()}
     header = {"format": FORMAT, "version": VERSION, "settings": json.dumps(settings)}

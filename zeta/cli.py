@@ -330,7 +330,7 @@ def _print_paths(results: "list[Result]") -> None:
         checks = list(alike)
         table.add_row(*labels, *(_count([r for r in checks if path in r.paths]) for path in PATHS))
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print("Checks through each path, of Newton-Schulz + of ten steps (bench/README.md tells the paths):")
+    console.print("Checks through each path, of Newton-Schulz + of ten steps (bench/README.md lists the paths):")
     console.print(table)
 
 

@@ -13,7 +13,7 @@ EXTRAS = {
 
 
 class Missing(ModuleNotFoundError):
-    """A library is not installed. The message, one line, tells what needs it and the command that brings it."""
+    """A library is not installed. The message, one line, names what needs it and the command that brings it."""
 
 
 def need(what: str, *libraries: str) -> None:

@@ -42,7 +42,7 @@ def held(
     """What each rank of the mesh holds of an array of this shape, ranks in row-major order.
 
     `cuts[i]` is the array's axis that the i-th axis of the mesh shares out, in chunks like torch.chunk's; None where it
-    holds copies. `order` is that of the mesh's axes when two share out the same one; None from the first to the last.
+    holds copies. `order` is that of the mesh's axes when two shard the same one; None from the first to the last.
     """
     parts = []
     for place in product(*map(range, mesh)):

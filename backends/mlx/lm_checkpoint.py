@@ -64,7 +64,7 @@ class Batches:
         self.iteration = self.start.iteration
 
     def iterations(self, *bounds: int) -> range:
-        """Python's range, but that of the trainer's iterations, which begins at 1, goes on after the place."""
+        """Python's range, but that of the trainer's iterations, which begins at 1, continues after the place."""
         first = len(bounds) == 2 and bounds[0] == 1
         return range(self.start.iteration + 1, bounds[1]) if first else range(*bounds)
 

@@ -1,4 +1,4 @@
-"""Newton-Schulz shared out over the ranks of an `mx.distributed.Group` that hold the same parameters and gradients.
+"""Newton-Schulz sharded over the ranks of an `mx.distributed.Group` that hold the same parameters and gradients.
 
 Each matrix is orthogonalised by one rank, and all ranks receive the result: `all_gather`, which every backend of MLX
 has. MLX runs collectives in whatever order a rank's graph is walked, and here the graphs differ from rank to rank. So

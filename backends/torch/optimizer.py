@@ -65,7 +65,7 @@ class Zeta(torch.optim.Optimizer):
     tensors beside its parameters, and refuses ranks and optimizers that decompose matrices. (Tested on tensors without
     values; in a graph not tried.)
 
-    Over ranks each matrix is orthogonalised by one of them. DTensors (FSDP2, tensor parallel) tell all; DDP needs
+    Over ranks each matrix is orthogonalised by one of them. DTensors (FSDP2, tensor parallel) say all; DDP needs
     `process_group`, the ranks that hold the same parameters. `shard_state` leaves each rank the state of a part: rank
     0's `state_dict()` is not the whole then, `save_sharded` is. `comm_dtype` rounds what travels. All ranks must have
     gradients of the same parameters (zeros, where an expert saw no token), or the step raises RuntimeError.

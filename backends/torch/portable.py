@@ -13,7 +13,7 @@ from zeta.portable import check_names, check_parameters, check_state, parameter_
 from .placement import placed
 from .state import as_tensor
 
-# Fewer than zeta.routing.by_name's: PEFT's base_layer tells two parameters of one name apart.
+# Fewer than zeta.routing.by_name's: PEFT's base_layer distinguishes two parameters of one name.
 WRAPPER = re.compile(r"(^module|\b_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
@@ -35,7 +35,7 @@ def load_named_state(params: Any, optimizers: Any, arrays: Mapping[str, Any]) ->
     """Continues from what `named_state` gave, as NumPy arrays or tensors: each rank takes its own part of a whole one.
 
     Raises ValueError, before anything is changed, where names or shapes do not fit the model, or the state is not what
-    its optimizer keeps; of torch's own optimizers, which do not tell what they keep, any state is taken.
+    its optimizer keeps; of torch's own optimizers, which do not say what they keep, any state is taken.
     """
     model, owner = named(params), owners(optimizers)
     values = {full: torch.as_tensor(a) for full, a in arrays.items()}
@@ -82,7 +82,7 @@ def check_saved(saved: Mapping[str, Any], model: Mapping[str, Tensor], owner: Ma
 
 
 def needs(model: Mapping[str, Tensor], owner: Mapping[Tensor, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """{name: (class, {key: shape})} of the parameters whose optimizers tell what they keep: Zeta's and its family's."""
+    """{name: (class, {key: shape})} of the parameters whose optimizers say what they keep: Zeta's and its family's."""
     kept = {o: o.needs() for o in set(owner.values()) if hasattr(o, "needs")}
     return {name: (type(owner[p]).__name__, kept[owner[p]][p]) for name, p in model.items() if owner.get(p) in kept}
 

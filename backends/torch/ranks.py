@@ -66,7 +66,7 @@ class Ranks:
     def agree(self, param_groups: list[dict[str, Any]]) -> None:
         """Raises RuntimeError, on all ranks, where some have other parameters or gradients than the others have.
 
-        Each rank tells one number a step. On a GPU it is compared there and no host waits, but for the first step with
+        Each rank sends one number a step. On a GPU it is compared there and no host waits, but for the first step with
         these parameters: later errors come a little late, as an assertion that failed on the device.
         """
         where = {p: (i, k) for i, group in enumerate(param_groups) for k, p in enumerate(group["params"])}

@@ -92,7 +92,7 @@ class Trainer:
         return mx.stack([loss + 0 * norm, stop * self.ranks]), new, [part.optimizer.state for part in self.parts]
 
     def loss(self, tokens: np.ndarray) -> float:
-        """The loss of tokens (b, context + 1), which the ranks share out; the same on all."""
+        """The loss of tokens (b, context + 1), which the ranks shard; the same on all."""
         ends = self._ends(len(tokens))
         own = tokens[ends[self.rank] : ends[self.rank + 1]]
         parts = self._loss(self.params, mx.array(own if len(own) else tokens[:1]))[None]

@@ -29,8 +29,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description="Trains a small language model with Zeta, on MLX or torch. With no flags: two minutes on two CPU "
         "cores. Writes OUT/checkpoint.safetensors, metrics.jsonl and loss.png.",
-        epilog="Ctrl-C saves and stops; the same command with --resume goes on from there, with either library and on "
-        "any number of ranks. Several ranks: torchrun --nproc-per-node N examples/train_lm.py ..., or mlx.launch -n N "
+        epilog="Ctrl-C saves and stops; the same command with --resume continues from there, with either library and "
+        "on any number of ranks. Several ranks: torchrun --nproc-per-node N examples/train_lm.py ..., or mlx.launch -n N "
         "examples/train_lm.py ...; --batch is that of all ranks together.",
         argument_default=argparse.SUPPRESS,
     )
@@ -73,13 +73,13 @@ def parser() -> argparse.ArgumentParser:
     place = p.add_argument_group("where")
     place.add_argument("--backend", choices=["auto", "mlx", "torch"], help="auto: MLX on an Apple GPU, else torch")
     place.add_argument("--device", metavar="NAME", help="cpu, cuda, mps; for MLX gpu or cpu (default: the fastest)")
-    place.add_argument("--fsdp", action="store_true", help="share the model out over torchrun's ranks (FSDP2)")
+    place.add_argument("--fsdp", action="store_true", help="shard the model over torchrun's ranks (FSDP2)")
     place.add_argument("--dtype", choices=["float32", "bfloat16", "float64"], help="of the products (default: float32)")
     place.add_argument(
         "--out", type=Path, metavar="OUT", help="folder of the run (default: the next of runs/1, runs/2, ...)"
     )
     place.add_argument(
-        "--resume", action="store_true", help="go on from OUT's checkpoint (default OUT: the last of runs/)"
+        "--resume", action="store_true", help="continue from OUT's checkpoint (default OUT: the last of runs/)"
     )
     place.add_argument(
         "--eval-every", type=int, metavar="N", help="steps from one validation and checkpoint to the next (default: 50)"
@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
         help="every N steps what whitening does, into OUT/inspect.jsonl: zeta inspect OUT",
     )
     place.add_argument("--sample", type=int, metavar="N", help="tokens of text to write at the end (default: 300)")
-    place.add_argument("--prompt", metavar="TEXT", help="what that text goes on from")
+    place.add_argument("--prompt", metavar="TEXT", help="what that text continues from")
     return p
 
 
@@ -107,7 +107,7 @@ def merge(given: dict[str, Any], saved: dict[str, Any] | None = None) -> dict[st
         raise ValueError("--tokenizer has its own vocabulary, and --vocab trains another: leave one of them out")
     optimizer = OPTIMIZERS[(saved or given).get("optimizer", "zeta")]
     settings = DEFAULTS | dict(optimizer="zeta") | size | optimizer | (saved or {}) | given
-    for name in ("data", "tokenizer"):  # as JSON can keep them, and whatever folder the run goes on from
+    for name in ("data", "tokenizer"):  # as JSON can keep them, and whatever folder the run continues from
         settings[name] = settings[name] and str(Path(settings[name]).resolve())
     settings.setdefault("warmup", max(10, settings["steps"] // 100))
     for name in ("steps", "batch", "eval_every"):
@@ -124,7 +124,7 @@ def merge(given: dict[str, Any], saved: dict[str, Any] | None = None) -> dict[st
 
 
 def check_saved(given: dict[str, Any], saved: dict[str, Any]) -> None:
-    """Raises ValueError where the checkpoint is not one that can go on with these flags."""
+    """Raises ValueError where the checkpoint is not one that can continue with these flags."""
     wanted = (SIZES[given["size"]] if "size" in given else {}) | given
     kept = [*SHAPE, "optimizer", "dtype"]
     if missing := sorted({*kept, "step", "steps", "text"} - saved.keys()):
@@ -133,11 +133,11 @@ def check_saved(given: dict[str, Any], saved: dict[str, Any]) -> None:
         if name in wanted and wanted[name] != saved[name]:
             flag = f"--{name.replace('_', '-')}" if name in given else "--size"
             raise ValueError(
-                f"the checkpoint's {name} is {saved[name]}, not {wanted[name]}: leave {flag} out to go on with it, or "
-                "choose another --out to start anew"
+                f"the checkpoint's {name} is {saved[name]}, not {wanted[name]}: leave {flag} out to continue with it, "
+                "or choose another --out to start anew"
             )
     if given.get("steps", saved["step"]) < saved["step"]:
         raise ValueError(
             f"--steps is {given['steps']}, but the checkpoint is of step {saved['step']} already: give more, or leave "
-            f"--steps out to go on to {saved['steps']}"
+            f"--steps out to continue to {saved['steps']}"
         )

@@ -263,7 +263,7 @@ def tensor_parallel(mesh: DeviceMesh) -> nn.Module:
 
 
 def moved_house(folder: str) -> dict[str, np.ndarray]:
-    """Five steps with rows shared out, saved, and five more with columns shared out."""
+    """Five steps with rows sharded, saved, and five more with columns sharded."""
     model = Model()
     del model.scalar
     fully_shard(model)
@@ -282,7 +282,7 @@ def moved_house(folder: str) -> dict[str, np.ndarray]:
 def arrangements(folder: str) -> Iterator[tuple[str, Any]]:
     """Two ranks try everything; one and four what may be otherwise with them: nothing to send, and empty shards."""
     ranks = dist.get_world_size()
-    yield "copies, state shared out", partial(copies, shard_state=True)
+    yield "copies, state sharded", partial(copies, shard_state=True)
     yield "rows, then columns", partial(moved_house, folder)
     if ranks == 1:
         yield "half precision", partial(copies, torch.bfloat16)
@@ -297,10 +297,10 @@ def arrangements(folder: str) -> Iterator[tuple[str, Any]]:
         yield "half precision on the way", partial(copies, shard_state=True, comm_dtype=torch.bfloat16)
         yield "full state dict", full_state_dict
         yield "state of one process in rows", partial(from_one_process, False)
-        yield "state of one process shared out", partial(from_one_process, True)
+        yield "state of one process sharded", partial(from_one_process, True)
         yield "taking turns", partial(taking_turns, dist.group.WORLD)
         yield "half precision", partial(copies, torch.bfloat16)
-        yield "half precision, state shared out", partial(copies, torch.bfloat16, shard_state=True)
+        yield "half precision, state sharded", partial(copies, torch.bfloat16, shard_state=True)
         yield "tensor parallel", lambda: train_mlp(tensor_parallel(init_device_mesh("cpu", (2,))))
         yield "refused", refused
     if ranks == 4:

@@ -86,7 +86,7 @@ def reverse(model: nn.Module, odd: bool) -> list[Any]:
 
 
 def swapped(model: nn.Module, odd: bool) -> list[Any]:
-    """Two of one shape: nothing but their names tells."""
+    """Two of one shape: nothing but their names distinguishes them."""
     own = dict(named(model, odd))
     if odd:
         names = list(own)

@@ -65,7 +65,7 @@ FORMS = ("iterate", "direct", "gram", "gram_apart", "segments")
 
 
 class Watcher:
-    """What the watched functions tell. Each method wraps the function of its name."""
+    """What the watched functions report. Each method wraps the function of its name."""
 
     def __init__(self) -> None:
         self.seen: set[Passage] = set()

@@ -308,7 +308,7 @@ def _mlx_target(device: str, dtype: str) -> Target:
         array=lambda x: array(x, ns_dtype or mx.float32),
         wide=array,
         numpy=numpy,
-        used=lambda _: _mlx_device(outside if device == "gpu" else mx.default_device()),  # an array does not tell
+        used=lambda _: _mlx_device(outside if device == "gpu" else mx.default_device()),  # an array does not say
         newton_schulz=lambda x, coefficients: backend.newton_schulz(x, coefficients, ns_dtype),
         steps=steps,
         scope=scope,

@@ -65,7 +65,7 @@ def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _layer(name: str, shape: tuple[int, ...], model: Model, per_head: bool) -> Layer:
-    """What the name tells, corrected by what the modules around it tell."""
+    """What the name says, corrected by what the modules around it say."""
     at = place(name, model.modules)
     layer = kind_of(at, shape, model)
     owner, names = model.modules[at.path], bases(model.modules[at.path])

@@ -44,7 +44,7 @@ WRAPPER = re.compile(
 def route(name: str, shape: tuple[int, ...], layer: Layer | None = None) -> Route:
     """The route of the parameter called `name` (its dotted path; "" if unknown) of this shape.
 
-    `layer` is what its model tells about it; None is `layer_of(name, shape)`.
+    `layer` is what its model says about it; None is `layer_of(name, shape)`.
     """
     layer = layer or layer_of(name, shape)
     if 0 in shape:
@@ -88,7 +88,7 @@ def convolution(shape: tuple[int, ...], layer: Layer) -> Route:
 
 @cache
 def layer_of(name: str, shape: tuple[int, ...]) -> Layer:
-    """What a parameter's name (and the number of its axes) tells about its layer."""
+    """What a parameter's name (and the number of its axes) says about its layer."""
     name = WRAPPER.sub("", name)
     *path, leaf = name.split(".")
     modules = [*path, *([] if LEAF.match(leaf) else [leaf])]

@@ -28,7 +28,7 @@ class Layer(NamedTuple):
     groups: int = 1  # of a convolution; the gates of a recurrent layer
     per_head: bool = False  # cut query, key and value into one matrix a head
     matrices: tuple[int, ...] = ()  # (count, rows, cols), where the shape alone would be read as others
-    parts: tuple[int, ...] = ()  # rows of its matrices as the module's code splits them; () if it tells nothing
+    parts: tuple[int, ...] = ()  # rows of its matrices as the module's code splits them; () if it shows nothing
     repeats: int = 1  # how often they alternate
     doubt: str = ""
 

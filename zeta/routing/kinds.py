@@ -36,7 +36,7 @@ TELLING = re.compile(r"(proj|projection|linear|dense|fc\d*|kernel|router|^w\d|^w
 TAKEN_APART = "ends a head, but its module takes what it puts out apart, as if it were several matrices"
 POSITIONS = re.compile(r"(^|[._])(pos|position|positional)_emb\w*$|(^|_)pos$")
 AS_WIDE = "ends what is named a head, but is no wider than a layer inside, and taken for a matrix"
-UNTOLD = "belongs to no known layer, and its module's code does not tell whether it is a matrix"
+UNTOLD = "belongs to no known layer, and its module's code does not say whether it is a matrix"
 
 
 class Model:
@@ -159,7 +159,7 @@ def is_pointwise(module: Any, shape: tuple[int, ...]) -> bool:
 
 
 def kind_of(at: Place, shape: tuple[int, ...], model: Model) -> Layer:
-    """What the name tells of an array, corrected by its owner: kind, groups, layout, doubt."""
+    """What the name says of an array, corrected by its owner: kind, groups, layout, doubt."""
     layer = layer_of(at.name, shape)
     owner = model.modules[at.path]
     names = bases(owner)
@@ -270,7 +270,7 @@ def _in_attention(path: str, model: Model) -> bool:
 
 
 def _is_split(at: Place, shape: tuple[int, ...], model: Model) -> bool:
-    """Whether the code goes on with parts of what a layer puts out, as with a query and a key."""
+    """Whether the code continues with parts of what a layer puts out, as with a query and a key."""
     answers = [split(user, child, shape[0], prod(shape[1:])) for user, child in at.users(model)]
     return any(told.parts for told in answers if told)
 
@@ -296,7 +296,7 @@ def _is_last(path: str, model: Model) -> bool:
 
 def _convolution(layer: Layer, owner: Any, shape: tuple[int, ...], transposed: bool) -> Layer:
     groups = attribute(owner, "groups")
-    if groups is None:  # MLX's own, of which the code may tell the groups: (channels, size, 1) is one of each channel
+    if groups is None:  # MLX's own, of which the code may show the groups: (channels, size, 1) is one of each channel
         groups = shape[0] if shape[-1] == 1 and "groups" in keywords(class_of(owner)) else 1
     if not transposed:
         return layer._replace(kind="convolution", groups=groups, doubt="")
@@ -313,7 +313,7 @@ def _linear(layer: Layer, owner: Any, shape: tuple[int, ...]) -> Layer:
 
 
 def _bare(layer: Layer, at: Place, model: Model, shape: tuple[int, ...]) -> Layer:
-    """Of an array that a module owns directly, and uses in a way that only its code tells."""
+    """Of an array that a module owns directly, and uses in a way that only its code shows."""
     if layer.kind in ("embedding", "norm", "head") or len(shape) < 2:
         return layer._replace(doubt="")
     if POSITIONS.search(at.leaf) or POSITIONS.search(at.path):
@@ -339,7 +339,7 @@ def _bare(layer: Layer, at: Place, model: Model, shape: tuple[int, ...]) -> Laye
 
 
 def _product(layer: Layer, used: Use, shape: tuple[int, ...]) -> Layer:
-    """A matrix, or a stack of them; of an einsum the one that its letters tell: (in, heads, size) is one matrix."""
+    """A matrix, or a stack of them; of an einsum the one that its letters name: (in, heads, size) is one matrix."""
     plain = layer._replace(kind="matrix", doubt="")
     own, _, rest = used.subscripts.partition(",")
     other, _, output = rest.partition("->")

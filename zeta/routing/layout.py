@@ -30,7 +30,7 @@ class Route(NamedTuple):
     matrices: tuple[int, ...]  # (count, rows, cols), its entries in order; () for AdamW
     reason: str
     parts: tuple[int, ...] = ()  # lengths along `axis` of the matrices side by side in each of those; () if it is one
-    axis: int = -2  # -2: the rows are shared out; -1: the columns, for weights stored as (in, out)
+    axis: int = -2  # -2: the rows are divided; -1: the columns, for weights stored as (in, out)
     repeats: int = 1  # the parts alternate this often along the axis: heads that keep their q, k and v together
     doubt: str = ""  # what could not be known, as a warning says it
 
@@ -44,7 +44,7 @@ def is_vector(route: Route, shape: tuple[int, ...]) -> bool:
 
 
 def cut(shape: tuple[int, ...], parts: tuple[int, ...], reason: str, axis: int = -2, repeats: int = 1) -> Route:
-    """The route of a parameter (..., rows, cols) whose rows (or columns, axis -1) are shared out into `parts`."""
+    """The route of a parameter (..., rows, cols) whose rows (or columns, axis -1) are divided into `parts`."""
     count, rows, cols = prod(shape[:-2]), *shape[-2:]
     if repeats == 1 and axis == -2 and len(set(parts)) == 1:  # equal blocks of rows are a stack: nothing to take apart
         return Route("zeta", (count * len(parts), parts[0], cols), reason)

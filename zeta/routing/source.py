@@ -46,7 +46,7 @@ STRENGTH = ("product", "convolution", "lookup", "entries")
 
 
 class Use(NamedTuple):
-    """How an array is used: "product", "convolution", "lookup", "entries", or "" if the code does not tell."""
+    """How an array is used: "product", "convolution", "lookup", "entries", or "" if the code does not say."""
 
     kind: str = ""
     subscripts: str = ""  # of an einsum, this array's first: "hnd,ibh->ibnd"

@@ -47,7 +47,7 @@ def find_records(path: Path, lr: float | None = None) -> list[Record]:
         path = _in_folder(path)
     if path.suffix == ".jsonl":
         if lr is not None:
-            raise ValueError(f"{path} tells of steps as they were taken: leave --lr out, or give a checkpoint")
+            raise ValueError(f"{path} records steps as they were taken: leave --lr out, or give a checkpoint")
         records = read_series(path)
         if not records:
             raise ValueError(f"{path} holds no record yet: wait for the run's next inspection")

@@ -1,4 +1,4 @@
-"""Tells torch, before it is imported, whether this CPU multiplies bfloat16: ZETA_TEST_BFLOAT16 is 1 or 0.
+"""Makes torch believe, before it is imported, whether this CPU multiplies bfloat16: ZETA_TEST_BFLOAT16 is 1 or 0.
 
 Python runs a file of this name as it starts, where PYTHONPATH leads to it: so conftest.py reaches every child process.
 """
