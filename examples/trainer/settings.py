@@ -30,8 +30,8 @@ def parser() -> argparse.ArgumentParser:
         description="Trains a small language model with Zeta, on MLX or torch. With no flags: two minutes on two CPU "
         "cores. Writes OUT/checkpoint.safetensors, metrics.jsonl and loss.png.",
         epilog="Ctrl-C saves and stops; the same command with --resume continues from there, with either library and "
-        "on any number of ranks. Several ranks: torchrun --nproc-per-node N examples/train_lm.py ..., or mlx.launch -n N "
-        "examples/train_lm.py ...; --batch is that of all ranks together.",
+        "on any number of ranks. Several ranks: torchrun --nproc-per-node N examples/train_lm.py ..., or mlx.launch "
+        "-n N examples/train_lm.py ...; --batch is that of all ranks together.",
         argument_default=argparse.SUPPRESS,
     )
     text = p.add_argument_group("text")
