@@ -46,6 +46,7 @@ class Mlx:
     def __init__(self, device: str | None = None) -> None:
         use_device(device)
         self.kind = "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
+        self.compiled = self.kind == "gpu"  # whether steps are
 
     def machine(self) -> dict[str, Any]:
         """The device and the versions that a row was measured with."""
@@ -77,7 +78,7 @@ class Mlx:
         return {"Muon": lambda x: muon._zeropower_via_newtonschulz5(x, len(JORDAN))}
 
     def step(self, name: str, shapes: model.Shapes, dtype: str = "float32") -> Step:
-        """A step of this optimizer, on parameters of its own, compiled on a GPU; see `make_optimizer`."""
+        """A step of this optimizer, on parameters of its own; see `make_optimizer`."""
         optimizer, gradients = make_optimizer(name), parameters(shapes, 1.0, dtype)
         held = {"parameters": parameters(shapes, 0.02, dtype)}
         optimizer.init(held["parameters"])
@@ -86,7 +87,8 @@ class Mlx:
         def step(gradients: Any) -> None:
             held["parameters"] = optimizer.apply_gradients(gradients, held["parameters"])
 
-        step = jit(step, inputs=state, outputs=state)
+        if self.compiled:
+            step = mx.compile(step, inputs=state, outputs=state)
 
         def run() -> None:
             step(gradients)
