@@ -125,7 +125,7 @@ class Place(NamedTuple):
             yield model.modules[path], child
         while path and model.layers_in[path] == 1:
             path, _, child = path.rpartition(".")
-            while WRAPPER.fullmatch(f"{child}.") or bases(model.modules.get(path, [])) & LISTS:
+            while path and (WRAPPER.fullmatch(f"{child}.") or bases(model.modules.get(path, [])) & LISTS):
                 path, _, child = path.rpartition(".")
             yield model.modules[path], child
 
