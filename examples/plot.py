@@ -21,19 +21,20 @@ def draw(runs: dict[str, Path], out: Path) -> None:
     """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    top = 0.0
+    top, lines_of = 0.0, {label: checkpoint.read_lines(run / "metrics.jsonl") for label, run in runs.items()}
+    end = max(line["step"] for lines in lines_of.values() for line in lines)
     rest, drawn = cycle(OTHERS), set[str]()
-    for label, folder in runs.items():
+    for label in runs:
         colour = OPTIMIZERS.get(label.partition("-")[0]) or next(rest)
         style = {"color": INK, "ls": ":"} if colour in drawn else {"color": colour, "ls": "-"}
         drawn.add(colour)
-        lines = checkpoint.read_lines(folder / "metrics.jsonl")
-        steps, losses = columns(lines, "loss")
-        at, validation = columns(lines, "val_loss")
+        steps, losses = columns(lines_of[label], "loss")
+        at, validation = columns(lines_of[label], "val_loss")
         axes.plot(steps, smooth(losses), lw=1, alpha=0.5, **style)
-        final = f"{label}: {validation[-1]:.3f}" if len(at) else label
+        until = f" at step {at[-1]:.0f}" if len(at) and steps[-1] < end else ""
+        final = f"{label}: {validation[-1]:.3f}{until}" if len(at) else label
         axes.plot(at, validation, marker="o", ms=3.5, lw=1.6, label=final, **style)
-        top = max(top, *validation[:1], *smooth(losses)[len(losses) // 20 :][:1])
+        top = max(top, *validation[:1] if len(at) else smooth(losses)[len(losses) // 20 :][:1])
     axes.set(xlabel="step", ylabel=f"loss, nats per {unit(runs)}", title="validation (dots), training (thin, smoothed)")
     axes.set_ylim(top=top * 1.05 if top else None)  # the fall of the first steps would flatten the rest
     axes.grid(alpha=0.25)
