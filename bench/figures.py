@@ -77,6 +77,7 @@ def draw_lead(axes: Any, tasks: dict[str, Runs], colours: dict[str, str]) -> Non
     axes.set_title("Lead over Muon: seeds, mean, 95 % interval of the paired difference", loc="left", size=11)
     sizes = [next(iter(runs.values()))[0]["parameters"] for runs in tasks.values()]
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.set_xlim(min(sizes) / 1.3, max(sizes) * 1.3)
     axes.minorticks_off()
     tidy(axes)
 
