@@ -247,8 +247,8 @@ class TestTorch:
         assert torch.equal(good, torch.ones_like(good)) and not optimizer.state
 
     def test_a_groups_own_keys_are_kept(self):
-        group = {"params": [("up.weight", self.weight())], "momentum": 0.9}
-        assert self.Zeta([group]).param_groups[0]["momentum"] == 0.9
+        group = {"params": [("up.weight", self.weight())], "rho": 0.9}
+        assert self.Zeta([group]).param_groups[0]["rho"] == 0.9
 
     def test_parameters_without_names_are_warned_about(self):
         with pytest.warns(UserWarning, match="named_parameters"):
