@@ -131,7 +131,11 @@ def lose(folder: Path) -> None:
 UNKNOWN = {"optimizer_config": {"zeta": {"momentum": 0.9}}}
 RANKED = {"lora_parameters": {"rank": 2, "scale": 8.0, "dropout": 0.1}}
 WRONG: dict[str, tuple[dict[str, Any], str, Callable[[Path], None]]] = {  # options, message, damage
-    "name": ({"optimizer": "zeeta"}, "the optimizer is 'zeeta', but must be one of adam, .*, zeta, .*, eta, .*", content),
+    "name": (
+        {"optimizer": "zeeta"},
+        "the optimizer is 'zeeta', but must be one of adam, .*, zeta, .*, eta, .*",
+        content,
+    ),
     "option": (UNKNOWN, "optimizer_config of zeta: Zeta takes no momentum: it is the first of betas", content),
     "lost": ({}, r"there is no .*adapters\.state\.safetensors.*: give .*, or leave the flag out", lose),
     "cut": ({}, "adapters.state.safetensors cannot be read.*: use another copy", cut),

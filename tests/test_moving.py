@@ -46,7 +46,7 @@ def step(library: str, model: Any, optimizer: Any, batch: np.ndarray) -> float:
 def functions(library: str) -> tuple[Callable[..., None], Callable[..., int]]:
     """The README's save and load, for this library."""
     names: dict[str, Any] = {}
-    exec(block("A run moves").replace("zeta.backends.mlx", f"zeta.backends.{library}"), names)
+    exec(block("A run can begin").replace("zeta.backends.mlx", f"zeta.backends.{library}"), names)
     return names["save"], names["load"]
 
 

@@ -22,7 +22,7 @@ BANNED = r"shared out|goes on|without a word|other way round|\btells\b"
 def test_torch_runs_as_it_stands() -> None:
     pytest.importorskip("torch")
     names: dict[str, Any] = {}
-    for name, treated in (("torch", "zeta adamw adamw adamw"), ("See where", "adamw adamw adamw adamw")):
+    for name, treated in (("torch", "zeta adamw adamw adamw"), ("matrices they hold", "adamw adamw adamw adamw")):
         exec(compile(block(name), "README.md", "exec"), names)
         groups = names["optimizer"].param_groups
         assert [route[0] for group in groups for route in group["routes"]] == treated.split()
