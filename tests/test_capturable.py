@@ -14,7 +14,7 @@ from zeta.backends.torch import orthogonalize  # noqa: E402
 from zeta.backends.torch.groups import check_capturable  # noqa: E402
 
 DECOMPOSE = ["SOAP", "Schattor", "Shampoo"]
-GRAPHS = [n for n in backend.__all__ if isinstance(getattr(backend, n), type) and n not in DECOMPOSE]
+GRAPHS = [n for n, kind in vars(backend).items() if isinstance(kind, type) and n not in DECOMPOSE]
 SHAPES = {
     "embed.weight": (100, 64),
     "attn.qkv.weight": (192, 64),
