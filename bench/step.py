@@ -27,13 +27,16 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=None, help="default: 12, in MLX 4")
     parser.add_argument("--width", type=int, default=None, help="default: 768, in MLX 128")
     parser.add_argument("--vocab", type=int, default=None, help="default: 50304, in MLX 1024")
-    parser.add_argument("--compiled", action="store_true", help="MLX's steps, on a CPU, too: half a minute more each")
+    parser.add_argument("--compiled", action="store_true", help="MLX's steps, on a CPU, too")
     options = parser.parse_args()
     mlx = options.backend == "mlx"
+    if options.compiled and not mlx:
+        parser.error("--compiled is of --backend mlx: leave it out")
     for name, value in {"layers": (12, 4), "width": (768, 128), "vocab": (50304, 1024)}.items():
         setattr(options, name, getattr(options, name) or value[mlx])
     side, shapes = side_of(options.backend, options.device), tables.gpt(options.layers, options.width, options.vocab)
-    side.compiled = options.compiled or side.kind == "gpu"
+    if options.compiled:
+        side.compiled = True
     names = ["Zeta", "Eta", f"{side.muon} + AdamW", "AdamW"]
     if not mlx and side.muon == "Muon":
         names.append("Muon in float32 + AdamW")

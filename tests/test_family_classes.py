@@ -43,6 +43,15 @@ def draw(count=6):
 PARAMS, GRADS = draw()
 
 
+@pytest.mark.parametrize("library", ["torch", "mlx"])
+def test_a_class_has_the_rule_of_its_name(library):
+    pytest.importorskip(library)
+    kinds = {name: kind for name, kind in vars(zeta.backend(library)).items() if isinstance(kind, type)}
+    assert kinds.keys() == RULES.keys() and kinds.pop("Zeta").rule is family.zeta
+    for name, kind in kinds.items():
+        assert (kind.make or kind.rule.whole).__name__ == name.lower()
+
+
 def test_messages_know_which_optimizer_keeps_what():
     keys = {kind: rule.keeps for kind, rule in RULES.items()} | {"Zeta": family.zeta.keeps}
     keys["AdamW"] = adamw.init(PARAMS["norm.weight"])

@@ -133,7 +133,7 @@ RANKED = {"lora_parameters": {"rank": 2, "scale": 8.0, "dropout": 0.1}}
 WRONG: dict[str, tuple[dict[str, Any], str, Callable[[Path], None]]] = {  # options, message, damage
     "name": (
         {"optimizer": "zeeta"},
-        "the optimizer is 'zeeta', but must be one of adam, .*, zeta, .*, eta, .*",
+        "the optimizer is 'zeeta', but must be one of adam, .*, zeta, .*, eta, .*, schattor$",
         content,
     ),
     "option": (UNKNOWN, "optimizer_config of zeta: Zeta takes no momentum: it is the first of betas", content),

@@ -8,6 +8,7 @@ that u has an RMS of 0.2, AdamW's lr is a safe start, and the best is higher: ho
 from collections.abc import Callable
 from inspect import cleandoc, signature
 from math import ceil, inf
+from typing import Any
 
 from array_api_compat import array_namespace
 
@@ -52,11 +53,21 @@ def uncut(orthogonalizes: bool = True, **keeps: Shape) -> Callable[[Callable[...
     return make
 
 
-def described(kind: type, lr: str) -> str:
-    """The docstring of an optimizer class: its own if it has one, its rule's, and what it starts from.
+def complete(kind: Any, rule: Rule | Callable[..., Rule] | None, lr: str) -> None:
+    """Gives an optimizer class its rule, or what makes one from settings; and one that has a rule its docstring.
 
     `lr` is what its library calls the rate.
     """
+    if isinstance(rule, Rule):
+        kind.rule = rule
+    elif rule:
+        kind.make, kind.rule = staticmethod(rule), rule()
+    if "rule" in vars(kind):
+        kind.__doc__ = described(kind, lr)
+
+
+def described(kind: type, lr: str) -> str:
+    """The docstring of an optimizer class: its own if it has one, its rule's, and what it starts from."""
     rule, make = kind.__dict__["rule"], kind.__dict__.get("make")
     about = cleandoc((make.__func__ if make else rule.whole).__doc__ or "").replace("lr ", f"{lr} ")
     h = rule.defaults

@@ -74,12 +74,7 @@ class Zeta(Optimizer):
     def __init_subclass__(cls, rule: Rule | Callable[..., Rule] | None = None, **options: Any) -> None:
         """`rule`, or what makes one from settings, may be given in the class's first line."""
         super().__init_subclass__(**options)
-        if isinstance(rule, Rule):
-            cls.rule = rule
-        elif rule:
-            cls.make, cls.rule = staticmethod(rule), rule()
-        if "rule" in vars(cls):
-            cls.__doc__ = family.described(cls, "learning_rate")
+        family.complete(cls, rule, "learning_rate")
 
     def __init__(
         self,

@@ -77,12 +77,7 @@ class Zeta(torch.optim.Optimizer):
     def __init_subclass__(cls, rule: Rule | Callable[..., Rule] | None = None, **options: Any) -> None:
         """`rule`, or what makes one from settings, may be given in the class's first line."""
         super().__init_subclass__(**options)
-        if isinstance(rule, Rule):
-            cls.rule = rule
-        elif rule:
-            cls.make, cls.rule = staticmethod(rule), rule()
-        if "rule" in vars(cls):
-            cls.__doc__ = family.described(cls, "lr")
+        family.complete(cls, rule, "lr")
 
     def __init__(
         self,
@@ -174,8 +169,8 @@ class Zeta(torch.optim.Optimizer):
         self._check(group)
         for name in ("lr", "weight_decay"):
             if isinstance(group[name], Tensor):  # shared, a scheduler that multiplies in place would do so once a group
-                near = group["params"][0].device if group.get("capturable") and group["params"] else None
-                group[name] = group[name].clone().to(near)
+                beside = group["params"][0] if group.get("capturable") and group["params"] else group[name]
+                group[name] = group[name].clone().to(beside.device)
         guessed = "routes" not in group
         group["routes"] = group_routes(group)
         for p in group["params"]:

@@ -141,9 +141,9 @@ def make_optimizer(name: str) -> optim.Optimizer:
     return optim.MultiOptimizer([optim.Muon(1e-3), optim.AdamW(1e-3)], [is_matrix])
 
 
-def jit(function: Any, **state: Any) -> Any:
+def jit(function: Any) -> Any:
     """The function compiled, on a GPU. On the CPU MLX 0.32 calls a C++ compiler for that, half a minute a model."""
-    return mx.compile(function, **state) if mx.default_device() == mx.Device(mx.gpu) else function
+    return mx.compile(function) if mx.default_device() == mx.Device(mx.gpu) else function
 
 
 def use_device(name: str | None, dtype: str = "float32") -> None:

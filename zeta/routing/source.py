@@ -100,13 +100,6 @@ def keywords(cls: type) -> set[str]:
 
 
 @cache
-def calls(function: ast.FunctionDef) -> set[str]:
-    """The names of all functions and methods that a function calls."""
-    functions = [node.func for node in ast.walk(function) if isinstance(node, ast.Call)]
-    return {str(getattr(f, "attr", getattr(f, "id", ""))) for f in functions}
-
-
-@cache
 def is_never_called(cls: type, name: str) -> bool:
     """Whether the methods of a class read `self.name.weight`, and `self.name` in no other way."""
     nodes = [node for method in mentions(cls).get(name, []) for node in ast.walk(method)]
