@@ -244,3 +244,10 @@ def test_the_readme_says_what_the_runs_show():
         middle, half = standings.interval(standings.differences(runs, eta))
         assert claim.format(f"{middle:.3f} ± {half:.3f}") in findings
         assert (middle - half > 0) == ("behind" in claim)
+
+
+@pytest.mark.parametrize("file, tasks", [("budgets.jsonl", ["lm_100k"]), ("convergence.jsonl", ["lm", "moe", "vit"])])
+def test_the_tables_are_what_the_runs_give(file, tasks, capsys):
+    main(["table", "--out", str(BENCH / file), "--tasks", *tasks])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(rows) > 6 and not set(rows) - set((BENCH / "README.md").read_text().splitlines())
