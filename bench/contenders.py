@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from math import isfinite
-from time import process_time
+from time import perf_counter, process_time
 from typing import Any, NamedTuple
 
 import tasks  # first: it puts examples/ on the path
 import torch
-from torch import nn
+from torch import Tensor, nn
 from trainer.loop import learning_rate
 
 from zeta import core, family, preconditioned
@@ -17,6 +17,7 @@ from zeta.core import Array, Hyper, Rule, Stages, State, Step
 SEARCHED = 100  # the seed of all runs that a search compares
 LOOKS = 10  # at the held-out loss, in a run of another seed
 REST = (0.9, 0.95)  # AdamW's betas, for what is not a matrix
+Batch = tuple[Tensor, ...]
 
 
 class Setting(NamedTuple):
@@ -79,26 +80,33 @@ def split(model: nn.Module) -> list[dict[str, Any]]:
 
 def make(s: Setting, model: nn.Module) -> torch.optim.Optimizer:
     """The setting's optimizer of all the model's parameters, products in float32; its groups' lr are their highest."""
-    groups = split(model)
+    groups, rule = split(model), CONTENDERS[s.optimizer][1]
+    cuda = next(model.parameters()).is_cuda
+    options: dict[str, Any] = {"weight_decay": s.weight_decay, "capturable": cuda and not (rule and rule.decomposes)}
     for group in groups:
         matrices = group["treatment"] == "zeta"
         group |= {"lr": s.lr, "betas": (s.b1, s.b2)} if matrices else {"lr": s.adamw_lr, "betas": REST}
-    rule = CONTENDERS[s.optimizer][1]
+        if options["capturable"]:
+            group["lr"] = torch.tensor(group["lr"], device="cuda")
     if rule is None:
         kept = ("params", "lr", "betas")
-        return torch.optim.AdamW([{key: g[key] for key in kept} for g in groups], weight_decay=s.weight_decay)
+        return torch.optim.AdamW([{key: g[key] for key in kept} for g in groups], **options)
     of_rule: type[Zeta] = type("OfRule", (Zeta,), {"rule": rule})
     products = {"ns_dtype": torch.float32} if rule.orthogonalizes else {}
-    return of_rule(groups, weight_decay=s.weight_decay, decay_vectors=True, **products)
+    return of_rule(groups, decay_vectors=True, **products, **options)
 
 
-def train(s: Setting, task: tasks.Task, make: Callable[[Setting, nn.Module], Any] = make) -> dict[str, Any]:
+def train(
+    s: Setting, task: tasks.Task, make: Callable[[Setting, nn.Module], Any] = make, device: str = "cpu"
+) -> dict[str, Any]:
     """What a line holds beside the setting: {parameters, tokens_per_parameter, final: the loss on the search's split,
     or None where the run diverged, claims: that on the other (where the task has one, and the seed is not the
     search's), curve: [[step, loss on the search's split], ...], and what it cost}.
 
-    Times are of this process, not of the clock, so that other processes count little.
+    On a CPU times are of this process, not of the clock, so that other processes count little; on a GPU the step is a
+    CUDA graph, the optimizer in it.
     """
+    task = on(task, device)
     model = task.model(s.seed)
     optimizer = make(s, model)
     curve, spent, inside = walk(s, task, model, optimizer)
@@ -107,35 +115,94 @@ def train(s: Setting, task: tasks.Task, make: Callable[[Setting, nn.Module], Any
     if task.claims and s.seed != SEARCHED:
         result["claims"] = held_out(model, task.claims) if final is not None else None
     result |= {"parameters": parameters, "tokens_per_parameter": round(s.steps * task.tokens / parameters, 3)}
-    ms = {"step_ms": round(1e3 * spent / steps, 2), "optimizer_ms": round(1e3 * inside / steps, 2)}
+    ms = {"step_ms": round(1e3 * spent / steps, 2)}
+    ms |= {} if inside is None else {"optimizer_ms": round(1e3 * inside / steps, 2)}
     return result | ms | {"seconds": round(spent, 2)}
 
 
-def walk(s: Setting, task: tasks.Task, model: nn.Module, optimizer: Any) -> tuple[list[list[Any]], float, float]:
-    """(the curve, seconds of all steps, of those the optimizer's)."""
-    curve, spent, inside, looks = list[list[Any]](), 0.0, 0.0, 1 if s.seed == SEARCHED else LOOKS
+def on(task: tasks.Task, device: str) -> tasks.Task:
+    """The task with its model and batches there."""
+
+    def moved(batch: Batch) -> Batch:
+        return tuple(x.to(device) for x in batch)
+
+    return task._replace(
+        model=lambda seed: task.model(seed, device),
+        batch=lambda step, seed: moved(task.batch(step, seed)),
+        search=[*map(moved, task.search)],
+        claims=[*map(moved, task.claims)],
+    )
+
+
+def walk(s: Setting, task: tasks.Task, model: nn.Module, optimizer: Any) -> tuple[list[list[Any]], float, float | None]:
+    """(the curve, seconds of all steps, of those the optimizer's; None where they are not told apart)."""
+    curve, spent, looks = list[list[Any]](), 0.0, 1 if s.seed == SEARCHED else LOOKS
     warmup = min(max(10, s.steps // 100), s.steps // 10)
-    peaks = [group["lr"] for group in optimizer.param_groups]
+    peaks = [float(group["lr"]) for group in optimizer.param_groups]
+    cuda = next(model.parameters()).is_cuda
+    take: Any = (Replayed if cuda and optimizer.param_groups[0].get("capturable") else Eager)(model, optimizer)
+    clock = perf_counter if cuda else process_time
     for step in range(1, s.steps + 1):
-        start = process_time()
-        for group, lr in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = learning_rate(step, {"lr": lr, "steps": s.steps, "warmup": warmup})
-        loss = model(*task.batch(step, s.seed))
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        middle = process_time()
-        optimizer.step()
-        optimizer.zero_grad()
-        spent, inside = spent + process_time() - start, inside + process_time() - middle
-        if not isfinite(loss.item()):
-            return [*curve, [step, None]], spent, inside
+        start = clock()
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            lr = learning_rate(step, {"lr": peak, "steps": s.steps, "warmup": warmup})
+            group["lr"] = group["lr"].fill_(lr) if isinstance(group["lr"], Tensor) else lr
+        loss = take(*task.batch(step, s.seed)).item()
+        spent += clock() - start
+        if not isfinite(loss):
+            return [*curve, [step, None]], spent, take.inside
         if step % -(-s.steps // looks) == 0 or step == s.steps:
             curve.append([step, held_out(model, task.search)])
-    return curve, spent, inside
+    return curve, spent, take.inside
+
+
+class Eager:
+    """A training step: a batch's loss (), before the step. `inside`: the optimizer's seconds of this process so far."""
+
+    def __init__(self, model: nn.Module, optimizer: Any) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.inside: float | None = 0.0
+
+    def __call__(self, *batch: Tensor) -> Tensor:
+        self.optimizer.zero_grad()
+        loss = self.model(*batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        start = process_time()
+        self.optimizer.step()
+        self.inside = (self.inside or 0.0) + process_time() - start
+        return loss.detach()
+
+
+class Replayed(Eager):
+    """The same as a CUDA graph, from its fourth call on: what a step is given must be of one shape."""
+
+    graph: torch.cuda.CUDAGraph | None = None
+    warm = 0
+
+    def __call__(self, *batch: Tensor) -> Tensor:
+        if self.warm < 3:  # what is made once, such as state, is made outside
+            self.warm += 1
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                loss = super().__call__(*batch)
+            torch.cuda.current_stream().wait_stream(stream)
+            return loss
+        if self.graph is None:
+            self.given, self.graph, self.inside = [x.clone() for x in batch], torch.cuda.CUDAGraph(), None
+            self.optimizer.zero_grad()
+            with torch.cuda.graph(self.graph):
+                self.loss = super().__call__(*self.given)
+            self.inside = None
+        for own, x in zip(self.given, batch, strict=True):
+            own.copy_(x)
+        self.graph.replay()
+        return self.loss
 
 
 @torch.no_grad()
-def held_out(model: nn.Module, batches: list[tuple[torch.Tensor, ...]]) -> float | None:
+def held_out(model: nn.Module, batches: list[Batch]) -> float | None:
     """The mean loss over the batches; None where it is not finite."""
     loss = sum(model(*batch).item() for batch in batches) / len(batches)
     return round(loss, 5) if isfinite(loss) else None

@@ -31,9 +31,10 @@ from tasks import SIZES, TASKS
 HERE = Path(__file__).parent
 
 
-def run(tasks: list[str], optimizers: list[str], steps: int | None, out: Path, workers: int) -> None:
+def run(tasks: list[str], optimizers: list[str], steps: int | None, out: Path, workers: int, device: str) -> None:
     """Deals the missing runs out to processes and appends a line for each that is done, until none is missing."""
-    known, idle, busy, about = read(out), [worker() for _ in range(workers)], dict[Any, Setting](), versions()
+    known, idle, busy, about = read(out), [worker(device) for _ in range(workers)], dict[Any, Setting](), versions()
+    about |= {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
     whole(out)
     with out.open("a") as file:
         while True:
@@ -88,17 +89,17 @@ def git(*arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def worker() -> Connection:
+def worker(device: str) -> Connection:
     """A pipe to a new process, which ends when the pipe does: send a Setting, receive what `train` says."""
     context = multiprocessing.get_context("spawn")  # a forked process would hold the others' pipes open
     mine, its = context.Pipe()
-    context.Process(target=serve, args=(its,), daemon=True).start()
+    context.Process(target=serve, args=(its, device), daemon=True).start()
     its.close()
     return mine
 
 
-def serve(pipe: Connection) -> None:
-    """Trains what the pipe asks for, until it ends."""
+def serve(pipe: Connection, device: str) -> None:
+    """Trains what the pipe asks for on this device, until it ends."""
     torch.set_num_threads(1)
     loaded: dict[str, Any] = {}
     with suppress(EOFError, BrokenPipeError):
@@ -106,7 +107,7 @@ def serve(pipe: Connection) -> None:
             s = pipe.recv()
             if s.task not in loaded:
                 loaded[s.task] = TASKS[s.task][0]()
-            pipe.send(train(s, loaded[s.task]))
+            pipe.send(train(s, loaded[s.task], device=device))
 
 
 def outcomes(known: Known) -> dict[str, Runs]:
@@ -124,7 +125,7 @@ def outcomes(known: Known) -> dict[str, Runs]:
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     if args.command == "run":
-        return run(args.tasks, args.optimizers, args.steps, args.out, args.workers)
+        return run(args.tasks, args.optimizers, args.steps, args.out, args.workers, args.device)
     known = {s: line for s, line in read(args.out).items() if s.optimizer in args.optimizers and s.task in args.tasks}
     ran = outcomes(known)
     if not ran:
@@ -150,6 +151,7 @@ def parser() -> argparse.ArgumentParser:
         help=", ".join(CONTENDERS),
     )
     p.add_argument("--steps", type=int, metavar="N", help="of every run (default: the task's own)")
+    p.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where `run` trains (cpu)")
     p.add_argument("--workers", type=int, default=2, metavar="N", help="processes of one thread each (2)")
     p.add_argument("--out", type=Path, default=HERE / "budgets.jsonl", metavar="FILE", help="the runs, a line each")
     p.add_argument("--against", default="eta", choices=CONTENDERS, metavar="NAME", help="whom `table` subtracts (eta)")

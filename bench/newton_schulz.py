@@ -1,11 +1,12 @@
 """Newton-Schulz against its peers on the same matrices: time and ratio, rate, error beside the peer's, peak memory.
 
 Peers: the iteration of torch.optim.Muon (it always runs in bfloat16; left out where a CPU emulates that), the same in
-float32, gram-newton-schulz on CUDA, mlx.optimizers.Muon, and the plain zeta.newton_schulz, matrix by matrix. Five
-`jordan` steps everywhere.
+float32, gram-newton-schulz on CUDA (where it is installed), mlx.optimizers.Muon, and the plain zeta.newton_schulz,
+matrix by matrix. Five `jordan` steps everywhere.
 """
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ SHAPES = {  # (count, rows, cols)
 
 def main() -> None:
     parser = arguments(__doc__)
+    parser.add_argument("--shapes", nargs="+", metavar="NxROWSxCOLS", help="instead of the device's own")
     parser.add_argument("--errors", action="store_true", help="only the table of errors by kind of input")
     parser.add_argument("--checkpoint", type=Path, help="of train_lm.py: adds its whitened momentum to --errors")
     options = parser.parse_args()
@@ -43,8 +45,10 @@ def main() -> None:
         rows = list(errors(side, options.checkpoint))
         show("Relative error against float64, beside the peer's", rows, options)
         return
-    contenders = peers(side)
-    rows = [row(side, shape, contenders, options.rounds) for shape in SHAPES[name_of(side)]]
+    contenders, shapes = peers(side), SHAPES[name_of(side)]
+    if options.shapes:
+        shapes = [tuple(map(int, shape.split("x"))) for shape in options.shapes]
+    rows = [row(side, shape, contenders, options.rounds) for shape in shapes]
     ratios = {f"x {name}": [r[f"x {name}"] for r in rows] for name in contenders}
     means = ", ".join(f"{name} {mean(values):.2f}" for name, values in ratios.items())
     note = f"GFLOP/s: operations of the plain iteration over time.\ngeometric means: {means}"
@@ -60,8 +64,8 @@ def name_of(side: Any) -> str:
 
 def peers(side: Any) -> Iterations:
     own = side.peers() | {"core": lambda x: zeta.newton_schulz(x)}
-    if side.kind == "cuda":
-        from gram_newton_schulz import GramNewtonSchulz  # the bar on Hopper: absent, this fails and says so
+    if side.kind == "cuda" and find_spec("gram_newton_schulz"):  # the bar on Hopper
+        from gram_newton_schulz import GramNewtonSchulz
 
         gram = GramNewtonSchulz(ns_coefficients=[list(step) for step in JORDAN])
         own["gram-newton-schulz"] = lambda x: gram(x)
@@ -80,8 +84,9 @@ def work(shape: tuple[int, int, int]) -> float:
 
 
 def errors(side: Any, checkpoint: Path | None) -> Iterator[Row]:
-    """Error by kind of input, of ours and of the peer, on the shapes of which a peer's turn is not too slow."""
-    shapes = [shape for shape in SHAPES[name_of(side)] if side.kind == "cuda" or work((1, *shape[1:])) < 5e9]
+    """Error by kind of input, of ours and of the peer, on shapes for which a turn of the peer's or an SVD is quick."""
+    limit = 5e11 if side.kind == "cuda" else 5e9
+    shapes = list({shape[1:]: shape for shape in SHAPES[name_of(side)] if work((1, *shape[1:])) < limit}.values())
     for kind, x in [*inputs(shapes), *(whitened_momentum(checkpoint) if checkpoint else [])]:
         given, oracle = side.array(x), polynomial(x)
         ours, theirs = (error(side.numpy(f(given)), oracle) for f in (side.newton_schulz, side.peers()["Muon"]))

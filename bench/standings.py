@@ -34,7 +34,9 @@ def table(task: str, runs: Runs, against: str) -> str:
         loss = show(*interval(losses(own))) + ("" if n == 5 else f" ({n} seed{'s' * (n > 1)})")
         paired = "" if name == against else less(own, runs.get(against, []))
         steps = f"{steps_to(own, adamw):.0f}" if name != "adamw" and adamw else ""
-        cost = f"{mean(run['step_ms'] for run in own):.0f} ({mean(run['optimizer_ms'] for run in own):.0f})"
+        cost = f"{mean(run['step_ms'] for run in own):.2g}"
+        if all("optimizer_ms" in run for run in own):
+            cost = f"{mean(run['step_ms'] for run in own):.0f} ({mean(run['optimizer_ms'] for run in own):.0f})"
         cells = [CONTENDERS[name][0], f"{r['state']:.2f}", setting, loss, paired, steps.replace("inf", "never"), cost]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -40,7 +40,9 @@ def main() -> None:
     names = ["Zeta", "Eta", f"{side.muon} + AdamW", "AdamW"]
     if not mlx and side.muon == "Muon":
         names.append("Muon in float32 + AdamW")
-    contenders = {name: side.step(name, shapes) for name in names}
+    contenders: dict[str, Callable[[], Any]] = {name: side.step(name, shapes) for name in names}
+    if side.kind == "cuda":
+        contenders["Zeta as a CUDA graph"] = replayed(side.parameters(shapes))
     if not mlx:
         contenders["loop of zeta.update"] = core_loop(side.parameters(shapes))
     rows = tables.step(side, contenders, options.rounds)
@@ -60,6 +62,25 @@ def torch_note(side: Any, options: argparse.Namespace) -> str:
         step = side.step("Zeta", tables.gpt(n, options.width, options.vocab))
         note += f"; kernels, {n} layers: {kernels(step, side.kind)}"
     return note
+
+
+def replayed(parameters: dict[str, Any]) -> Callable[[], None]:
+    """A step of Zeta that a CUDA graph holds."""
+    import torch
+
+    from zeta.backends.torch import Zeta
+
+    optimizer, graph = Zeta(parameters.items(), capturable=True), torch.cuda.CUDAGraph()
+    optimizer.step()  # makes its state
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+
+    def step() -> None:
+        graph.replay()
+        torch.cuda.synchronize()
+
+    return step
 
 
 def core_loop(parameters: dict[str, Any]) -> Callable[[], None]:

@@ -26,7 +26,7 @@ BUDGET = 10  # bytes a parameter
 
 
 class Task(NamedTuple):
-    model: Callable[[int], nn.Module]  # of a seed; model(*batch) is the loss ()
+    model: Callable[..., nn.Module]  # of a seed and, if it is not the CPU, a device; model(*batch) is the loss ()
     batch: Callable[[int, int], tuple[Tensor, ...]]  # of a step and a seed
     search: list[tuple[Tensor, ...]]  # batches of one size, held out, that the search looks at
     claims: list[tuple[Tensor, ...]] = []  # noqa: RUF012 (of a tuple; batches held out that it never sees)
@@ -65,11 +65,11 @@ def lm(size: Size = SHORT, experts: bool = False) -> Task:
     rope = tuple(torch.tensor(a, dtype=torch.float32) for a in model.rotations(config))
     ops = FUSED._replace(block=mixture if experts else lambda layer, *rest: layer(*rest))
 
-    def start(seed: int) -> nn.Module:
+    def start(seed: int, device: str = "cpu") -> nn.Module:
         weights = model.init(config, seed)
         weights = with_experts(weights, config, seed) if experts else weights
-        arrays = {name: torch.from_numpy(w) for name, w in weights.items()}
-        return Net(arrays, torch.float32, rope=rope, config=config, ops=ops)
+        arrays = {name: torch.from_numpy(w).to(device) for name, w in weights.items()}
+        return Net(arrays, torch.float32, rope=tuple(a.to(device) for a in rope), config=config, ops=ops)
 
     def batch(step: int, seed: int) -> tuple[Tensor, ...]:
         return (torch.from_numpy(text.batch(train, step, size.rows, length, seed)),)
@@ -111,7 +111,7 @@ def mixture(layer: Layer, x: Tensor, rope: Any, config: model.Config, ops: model
 
     h, mlp = ops.rms_norm(x, p["post_attention_layernorm"]["weight"]).flatten(0, 1), p["mlp"]
     share, chosen = (h @ mlp["router"]["weight"].mT).softmax(-1).topk(CHOSEN)
-    share = torch.zeros(len(h), EXPERTS).scatter(1, chosen, share / share.sum(-1, keepdim=True))
+    share = h.new_zeros(len(h), EXPERTS).scatter(1, chosen, share / share.sum(-1, keepdim=True))
     gate, up, down = (mlp["experts"][name]["weight"].mT for name in ("gate_proj", "up_proj", "down_proj"))
     y = share.mT[..., None] * ((F.silu(h @ gate) * (h @ up)) @ down)
     return x + y.sum(0).view_as(x)
@@ -133,10 +133,10 @@ def vit() -> Task:
     (images, labels), held_out = digits()
     moved = F.pad(images, (1, 1, 1, 1)).unfold(1, 8, 1).unfold(2, 8, 1)
 
-    def start(seed: int) -> nn.Module:
+    def start(seed: int, device: str = "cpu") -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Classifier()
+            return Classifier().to(device)
 
     def batch(step: int, seed: int) -> tuple[Tensor, ...]:
         rng = np.random.default_rng([seed, step])

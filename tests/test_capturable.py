@@ -120,3 +120,35 @@ def test_tensors_do_what_numbers_do():
     for lr, decay in [(torch.tensor(0.01, **wide), torch.tensor([0.3], **wide)), (0.01, torch.tensor(0.3, **wide))]:
         for got, expected in zip(stepped(lr, decay, capturable=True), numbers, strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch cuda: none")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_replayed_step_is_the_eager_one_bit_for_bit(name, dtype):
+    def stepped(captured):
+        generator = torch.Generator("cuda").manual_seed(0)
+        draw = {n: torch.randn(s, device="cuda", generator=generator).to(dtype) for n, s in SHAPES.items()}
+        params = {n: torch.nn.Parameter(x) for n, x in draw.items()}
+        for p in params.values():
+            p.grad = torch.empty_like(p)
+        lr = torch.tensor(1e-2, device="cuda")
+        optimizer = getattr(backend, name)(params.items(), lr=lr, weight_decay=0.1, capturable=True)
+        graph = torch.cuda.CUDAGraph()
+        for k in range(7):
+            for p in params.values():
+                p.grad.copy_(torch.randn(p.shape, device="cuda", generator=generator))
+            for group in optimizer.param_groups:
+                group["lr"].fill_(1e-2 / (k + 1))
+            if not captured or k < 3:
+                optimizer.step()
+                continue
+            if k == 3:
+                torch.cuda.synchronize()
+                with torch.cuda.graph(graph):
+                    optimizer.step()
+            graph.replay()
+        return [*params.values(), *(x for p in params.values() for x in optimizer.state[p].values())]
+
+    for got, expected in zip(stepped(True), stepped(False), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
