@@ -13,6 +13,9 @@ from torch import Tensor
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # runs the kernels on a CPU, to test them
 CONFIGS = [  # a small space: the tuning of one (n, k, dtype) takes well under a second and is kept on disk
     triton.Config({"TILE": 128, "DEPTH": 64}, num_warps=8, num_stages=3),
+    triton.Config({"TILE": 128, "DEPTH": 64}, num_warps=4, num_stages=3),
+    triton.Config({"TILE": 128, "DEPTH": 64}, num_warps=4, num_stages=4),
+    triton.Config({"TILE": 256, "DEPTH": 64}, num_warps=8, num_stages=3),
     triton.Config({"TILE": 128, "DEPTH": 32}, num_warps=4, num_stages=4),
     triton.Config({"TILE": 64, "DEPTH": 64}, num_warps=4, num_stages=4),
 ]
@@ -41,12 +44,13 @@ def symmetric(
 
 
 @triton.autotune(CONFIGS[-1:] if INTERPRETED else CONFIGS, key=["n", "k"], cache_results=True)
+@triton.heuristics({"WHOLE": lambda x: x["n"] % x["TILE"] == 0 and x["k"] % x["DEPTH"] == 0})  # needs no masks
 @triton.jit
 def _symmetric(
     a, b, c, y, n, k,
     a_batch, a_row, a_col, b_batch, b_row, b_col, c_batch, c_row, c_col, y_batch, y_row, y_col,
     alpha, beta, diagonal,
-    HAS_C: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+    HAS_C: tl.constexpr, WHOLE: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     # A matrix's t-th program has tile (i, j), j <= i, of the lower triangle by rows: i the largest with i (i+1)/2 <= t.
     across = tl.cdiv(n, TILE)
@@ -58,29 +62,37 @@ def _symmetric(
     j = t - i * (i + 1) // 2
 
     which = (tl.program_id(0) // tiles).to(tl.int64)  # 64-bit offsets: a batch may hold more than 2^31 entries
-    rows = (i * TILE + tl.arange(0, TILE)).to(tl.int64)
-    cols = (j * TILE + tl.arange(0, TILE)).to(tl.int64)
-    depth = tl.arange(0, DEPTH).to(tl.int64)
-
-    a_tile = a + which * a_batch + rows[:, None] * a_row + depth[None, :] * a_col
-    b_tile = b + which * b_batch + depth[:, None] * b_row + cols[None, :] * b_col
+    a += which * a_batch
+    b += which * b_batch
+    c += which * c_batch
+    y += which * y_batch
+    rows = i * TILE + tl.arange(0, TILE)
+    cols = j * TILE + tl.arange(0, TILE)
+    depth = tl.arange(0, DEPTH)
+    a_tile = a + rows[:, None].to(tl.int64) * a_row + depth[None, :] * a_col
+    b_tile = b + depth[:, None] * b_row + cols[None, :].to(tl.int64) * b_col
     total = tl.zeros((TILE, TILE), dtype=tl.float32)
     for start in range(0, k, DEPTH):
-        inside = depth < k - start
-        left = tl.load(a_tile, mask=(rows[:, None] < n) & inside[None, :], other=0.0)
-        right = tl.load(b_tile, mask=inside[:, None] & (cols[None, :] < n), other=0.0)
+        if WHOLE:
+            left, right = tl.load(a_tile), tl.load(b_tile)
+        else:
+            inside = depth < k - start
+            left = tl.load(a_tile, mask=(rows[:, None] < n) & inside[None, :], other=0.0)
+            right = tl.load(b_tile, mask=inside[:, None] & (cols[None, :] < n), other=0.0)
         total = tl.dot(left, right, total, input_precision="ieee")
         a_tile += DEPTH * a_col
         b_tile += DEPTH * b_row
 
-    lower = (rows[:, None] < n) & (rows[:, None] >= cols[None, :])
+    down, right = rows[:, None].to(tl.int64), cols[None, :].to(tl.int64)
+    lower = (down < n) & (down >= right)
     total *= alpha
     if HAS_C:
-        old = tl.load(c + which * c_batch + rows[:, None] * c_row + cols[None, :] * c_col, mask=lower, other=0.0)
+        old = tl.load(c + down * c_row + right * c_col, mask=lower, other=0.0)
         total += beta * old.to(tl.float32)
-    total += tl.where(rows[:, None] == cols[None, :], diagonal, 0.0)
+    total += tl.where(down == right, diagonal, 0.0)
 
     value = total.to(y.dtype.element_ty)
-    strictly = lower & (rows[:, None] > cols[None, :])  # no entry is stored twice, so the order of stores is free
-    tl.store(y + which * y_batch + rows[:, None] * y_row + cols[None, :] * y_col, value, mask=lower)
-    tl.store(y + which * y_batch + rows[:, None] * y_col + cols[None, :] * y_row, value, mask=strictly)
+    tl.store(y + down * y_row + right * y_col, value, mask=lower)
+    # Turned first, so that neighbours are stored together; no entry is stored twice, so the order of stores is free.
+    down, right = cols[:, None].to(tl.int64), rows[None, :].to(tl.int64)
+    tl.store(y + down * y_row + right * y_col, tl.trans(value), mask=(right < n) & (right > down))

@@ -103,10 +103,10 @@ def convergence(runs: int, arguments: list[str]) -> None:
     convergence.main(arguments)
 
 
-def worker() -> Any:
+def worker(device: str) -> Any:
     """One of convergence.py's as a thread: no process that imports torch again."""
     import convergence
 
     mine, its = Pipe()
-    Thread(target=convergence.serve, args=(its,), daemon=True).start()
+    Thread(target=convergence.serve, args=(its, device), daemon=True).start()
     return mine
