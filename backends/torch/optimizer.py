@@ -62,8 +62,7 @@ class Zeta(torch.optim.Optimizer):
 
     On one device a step reads nothing from a GPU, so that a CUDA graph may hold it once some steps are taken: tensors
     for `lr` and `weight_decay` are read at each replay, numbers stay as they were. `capturable=True` puts a group's
-    tensors beside its parameters, and refuses ranks and optimizers that decompose matrices. (Tested on tensors without
-    values; in a graph not tried.)
+    tensors beside its parameters, and refuses ranks and optimizers that decompose matrices.
 
     Over ranks each matrix is orthogonalised by one of them. DTensors (FSDP2, tensor parallel) say all; DDP needs
     `process_group`, the ranks that hold the same parameters. `shard_state` leaves each rank the state of a part: rank

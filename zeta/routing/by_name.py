@@ -5,7 +5,7 @@ code sends embeddings and head to Newton-Schulz too; the paper wins.) A paramete
 what they leave open, `zeta.routes` reads from the model.
 
 A mixture's router (experts, width) is a matrix like others, as in the published codes of Zeta and of Moonlight, whose
-Muon takes all of two axes but embedding and head. No difference to AdamW was found (bench/README.md, "Routers").
+Muon takes all of two axes but embedding and head; AdamW at two rates did not better (bench/README.md, "Routers").
 """
 
 import re
