@@ -21,9 +21,9 @@ GATES = (
     Gate(
         "H100",
         8192,
-        "measured, torch 2.11, x x^T in float16, times cuBLAS's speed: 0.61 for one of 2048 rows, 0.64 for eight, 1.00 for "
-        "one of 4096, 1.03 for one of 8192; added to a matrix 0.82, 0.84, 0.96. Eight of 4096 rows: 1.24, added 1.13, but "
-        "a step takes matrices of that size one by one",
+        "measured, torch 2.11, x x^T in float16, times cuBLAS's speed: 0.61 for one of 2048 rows, 0.64 for eight, 1.00 "
+        "for one of 4096, 1.03 for one of 8192; added to a matrix 0.82, 0.84, 0.96. Eight of 4096 rows: 1.24, added "
+        "1.13, but a step takes matrices of that size one by one",
     ),
     Gate("", 8192, "not measured: the H100's"),
 )

@@ -171,10 +171,9 @@ RED: dict[str, dict[str, frozenset[str]]] = {
 
 
 def where(control: str, target: Target) -> dict[str, frozenset[str]]:
-    """RED for a target: in float64 two more show a single row's size, through the eps beside it; and the rows of a matrix
-    as large as the kernel's are of one norm to 3 %, which bfloat16 allows."""
+    """RED for a target: in float64 two more show a single row's size, through the eps beside it."""
     places = RED[control]
-    if control == "axis" and target.dtype == "bfloat16":
+    if control == "axis" and target.dtype == "bfloat16":  # as large as the kernel's, rows have one norm to 3 %
         places = places | {"Newton-Schulz": places["Newton-Schulz"] - {"kernel"}}
     if control == "coefficient" and target.dtype == "float64":
         places = places | dict.fromkeys(("step: Zeta", "step: NorMuon"), MATRICES)
