@@ -1,6 +1,7 @@
 """`zeta bench` as a user and as a machine see it, on tiny shapes; and the reports of devices that are kept."""
 
 import json
+import re
 from importlib import import_module
 from math import inf, isfinite
 from pathlib import Path
@@ -12,7 +13,9 @@ from zeta import cli
 from zeta.bench import measure, model, tables
 from zeta.bench.report import gate_of
 
-DEVICES = sorted((Path(__file__).parent.parent / "bench/devices").glob("*.json"))
+BENCH = Path(__file__).parent.parent / "bench"
+DEVICES = sorted((BENCH / "devices").glob("*.json"))
+NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?(?![\w.])")
 TINY = tables.Sizes(
     matrices=[(2, 8, 8), (1, 8, 24)],
     gpt=(1, 8, 32),
@@ -123,6 +126,20 @@ def test_kept_reports_are_whole(file):
     assert {"zeta", "machine", "newton_schulz", "step", "training_step", "line"} <= report.keys()
     assert len(rows(report)) >= 9 and file.stem.endswith(report["machine"]["library"].split()[0])
     assert f"- {report['line']}" in " ".join((file.parents[1] / "README.md").read_text().split())
+
+
+def test_the_tables_of_the_h100_are_what_was_printed():
+    printed = [
+        float(word.replace(",", "")) for word in NUMBER.findall((BENCH / "devices/nvidia-h100-torch.txt").read_text())
+    ]
+    section = (BENCH / "README.md").read_text().partition("## On an H100")[2].partition("\n## ")[0]
+    cells = [cell for row in section.split("\n") if row.startswith("|") for cell in row.split("|")[2:]]
+    shown = NUMBER.findall(" ".join(cells).replace("*", ""))
+    assert len(shown) > 60
+    for word in shown:
+        digits = len(word.partition(".")[2])
+        style = ".1e" if "e" in word else f",.{digits}f"
+        assert word in {format(x + nudge * x, style) for x in printed for nudge in (0, 1e-9)}, word
 
 
 def test_there_are_reports_of_both_libraries():
