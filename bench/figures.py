@@ -43,7 +43,10 @@ def draw_curves(axes: Any, runs: Runs, x: str, colours: dict[str, str]) -> None:
         if not whole:
             continue
         tokens = whole[0]["tokens_per_parameter"] * whole[0]["parameters"] / 1e6
-        end = tokens if x == "tokens" else median(run["seconds"] for run in whole)
+        seconds = [run["seconds"] for run in whole if "gpu" not in run]
+        if x == "seconds" and not seconds:
+            continue
+        end = tokens if x == "tokens" else median(seconds)
         steps = [step for step, _ in whole[0]["curve"]]
         heights = [mean(values) for values in zip(*([y for _, y in run["curve"]] for run in whole), strict=True)]
         axes.plot([end * step / steps[-1] for step in steps], heights, color=colours[name], lw=1.3)

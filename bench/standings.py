@@ -34,9 +34,9 @@ def table(task: str, runs: Runs, against: str) -> str:
         loss = show(*interval(losses(own))) + ("" if n == 5 else f" ({n} seed{'s' * (n > 1)})")
         paired = "" if name == against else less(own, runs.get(against, []))
         steps = f"{steps_to(own, adamw):.0f}" if name != "adamw" and adamw else ""
-        cost = f"{mean(run['step_ms'] for run in own):.2g}"
-        if all("optimizer_ms" in run for run in own):
-            cost = f"{mean(run['step_ms'] for run in own):.0f} ({mean(run['optimizer_ms'] for run in own):.0f})"
+        cpu = [run for run in own if "gpu" not in run]
+        ms = [f"{mean(run[key] for run in cpu):.0f}" for key in ("step_ms", "optimizer_ms")] if cpu else []
+        cost = f"{ms[0]} ({ms[1]})" if ms else ""
         cells = [CONTENDERS[name][0], f"{r['state']:.2f}", setting, loss, paired, steps.replace("inf", "never"), cost]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
