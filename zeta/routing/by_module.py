@@ -34,7 +34,7 @@ def routes(model: Any, overrides: Overrides | None = None, *, per_head: bool = F
     if shards:
         where = shards[-1] or "the model"
         raise ValueError(f"{where} is sharded, so its shapes are one rank's: read the routes before nn.fully_shard")
-    known = Model(modules)
+    known = Model(modules, {name: tuple(a.shape) for name, a in arrays.items()})
     layers = {name: _layer(name, tuple(a.shape), known, per_head) for name, a in arrays.items()}
     special: dict[int, Layer] = {}  # a table that is embedding and head at once is one parameter with two names
     for name, layer in layers.items():

@@ -21,29 +21,35 @@ PARAMETRIZED = re.compile(r"\.?parametrizations\.(\w+)\.original\d?$")
 CONTAINERS = {"ParameterList", "ParameterDict"}
 LISTS = {"ModuleList", "list"}
 CONVOLUTION = re.compile(r"Conv(Transpose)?[123]d$")
+IN_FIRST = re.compile(r"ConvTranspose[123]d$")  # of torch
 EMBEDDINGS = {"Embedding", "EmbeddingBag", "QuantizedEmbedding"}
 OUTPUTS = re.compile(r"(^|_)(vocab_size|num_vocab|num_labels|num_classes)(_|$)")
 # Modules that are heads, and layers that are where their rows are no width of the model.
 HEAD_MODULE = re.compile(r"^(\w+_)?(heads?|classifier)$|^(\w+_)?(class|bbox|box)_(embed|predictor)$")
 FEW = 16  # coordinates of a box, actions
-PREDICTION = re.compile(r"^(head_linear|regression|seq_relationship|logits_\w+|pred(ict)?_\w+|\w+_pred)$")
+PREDICTION = re.compile(
+    r"^(head_linear|regression|seq_relationship|logits_\w+|pred(ict)?_\w+|\w+_pred|feat_out|prob_out)$"
+)
 OUTPUT = re.compile(r"^(output|proj_out)$")
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_q_heads")
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads", "kv_n_heads", "n_kv_head")
 GROUPS = ("groups", "n_groups", "num_groups", "n_blocks")
 # Names of layers, and of arrays that a module multiplies with its own hands.
 TELLING = re.compile(r"(proj|projection|linear|dense|fc\d*|kernel|router|^w\d|^w[qkvo]|_w)(_weight)?$")
+# Names of layers that put out no result, whatever their width.
+INSIDE = re.compile(r"proj|linear|dense|fc\d*$")
 TAKEN_APART = "ends a head, but its module takes what it puts out apart, as if it were several matrices"
 POSITIONS = re.compile(r"(^|[._])(pos|position|positional)_emb\w*$|(^|_)pos$")
 AS_WIDE = "ends what is named a head, but is no wider than a layer inside, and taken for a matrix"
+UNTAKEN = "puts out a width that no layer takes in, as a head does, and is taken for a matrix"
 UNTOLD = "belongs to no known layer, and its module's code does not say whether it is a matrix"
 
 
 class Model:
     """A model's modules by path, and what they have in common."""
 
-    def __init__(self, modules: dict[str, Any]) -> None:
-        self.modules = modules
+    def __init__(self, modules: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+        self.modules, self.shapes = modules, shapes
         self.known_heads: dict[str, tuple[int, int]] = {}
 
     @cached_property
@@ -96,6 +102,22 @@ class Model:
         """What linear layers take in, but for a few numbers: the output of a head is none of these."""
         return {cols for _, cols in self.linears.values() if cols > FEW}
 
+    @cached_property
+    def taken(self) -> set[int]:
+        """The widths that layers and norms take in, and all that arrays have which modules own directly."""
+        sizes: set[int] = set()
+        for name, shape in self.shapes.items():
+            at = place(name, self.modules)
+            owner, own = self.modules[at.path], len(shape) > 1 and at.leaf == "weight"
+            if at.leaf.endswith("bias") or bases(owner) & EMBEDDINGS:
+                continue
+            if own and (is_linear(bases(owner)) or any(CONVOLUTION.match(base) for base in bases(owner))):
+                taken = _shape(owner)[1:]
+                sizes.update(taken, [n * (attribute(owner, "groups") or 1) for n in taken])
+            else:
+                sizes.update(shape)
+        return sizes
+
     def is_output(self, path: str) -> bool:
         """Whether no layer takes in what this layer puts out, by its number of rows; of a convolution, whether these
         are classes or few."""
@@ -140,7 +162,10 @@ def place(name: str, modules: dict[str, Any]) -> Place:
 
 
 def _shape(module: Any) -> tuple[int, ...]:
-    return tuple(getattr(attribute(module, "weight"), "shape", ()))
+    """Of the module's weight, the axis that it puts out first."""
+    shape, names = tuple(getattr(attribute(module, "weight"), "shape", ())), bases(module)
+    in_first = any(name == "Conv1D" or IN_FIRST.match(name) for name in names) and hasattr(module, "named_parameters")
+    return (shape[1], shape[0], *shape[2:]) if in_first else shape
 
 
 def bases(module: Any) -> set[str]:
@@ -168,21 +193,23 @@ def kind_of(at: Place, shape: tuple[int, ...], model: Model) -> Layer:
         return layer._replace(doubt="")
     if names & EMBEDDINGS:
         return layer._replace(kind="embedding", doubt="")
-    is_product = is_linear(names) or (convolution and "Transpose" not in convolution)
     if at.path in model.own_heads:
         return layer._replace(kind="head", doubt="")
-    if is_product and is_head(at, shape, layer, model):
-        is_doubtful = layer.kind != "head" and _is_split(at, shape, model)
+    is_layer, out_first = bool(convolution) or is_linear(names), _shape(owner) or shape
+    if is_layer and is_head(at, out_first, layer, model):
+        is_doubtful = layer.kind != "head" and _is_split(at, out_first, model)
         return layer._replace(kind="head", doubt=TAKEN_APART if is_doubtful else "")
     if any("Norm" in name for name in names):
         return layer._replace(kind="norm", doubt="")
+    if not is_layer:
+        return _bare(layer, at, model, shape)
+    if not convolution and _is_table(at, model):
+        return layer._replace(kind="embedding", doubt="")
+    may_end = not convolution and _may_end(at.path, out_first, layer, model)
+    doubt = AS_WIDE if may_end else UNTAKEN if _is_untaken(at, out_first, layer, model) else ""
     if convolution:
-        return _convolution(layer, owner, shape, "Transpose" in convolution)
-    if is_linear(names):
-        if _is_table(at, model):
-            return layer._replace(kind="embedding", doubt="")
-        return _linear(layer, owner, shape)._replace(doubt=AS_WIDE if _may_end(at.path, shape, layer, model) else "")
-    return _bare(layer, at, model, shape)
+        return _convolution(layer, owner, shape, "Transpose" in convolution)._replace(doubt=doubt)
+    return _linear(layer, owner, shape)._replace(doubt=doubt)
 
 
 def _number(holders: list[Any], names: tuple[str, ...]) -> int:
@@ -262,6 +289,15 @@ def _may_end(path: str, shape: tuple[int, ...], layer: Layer, model: Model) -> b
     return _inside(path, head, model)[-1] == path
 
 
+def _is_untaken(at: Place, shape: tuple[int, ...], layer: Layer, model: Model) -> bool:
+    """Whether no layer takes in what a layer outside the numbered ones puts out, and its name is none of a matrix's."""
+    is_told = INSIDE.search(layer.name) or SINGLE.match(layer.name)
+    is_numbered = any(part[-1:].isdigit() for part in at.path.split("."))
+    if is_told or is_numbered or _in_attention(at.path, model) or shape[0] in model.taken:
+        return False
+    return not _is_split(at, shape, model)
+
+
 def _in_attention(path: str, model: Model) -> bool:
     """Whether a module around a layer is an attention, whose scores are no output."""
     parts = path.split(".")
@@ -271,8 +307,9 @@ def _in_attention(path: str, model: Model) -> bool:
 
 def _is_split(at: Place, shape: tuple[int, ...], model: Model) -> bool:
     """Whether the code continues with parts of what a layer puts out, as with a query and a key."""
-    answers = [split(user, child, shape[0], prod(shape[1:])) for user, child in at.users(model)]
-    return any(told.parts for told in answers if told)
+    rows, cols, sizes = shape[0], prod(shape[1:]), len(shape) - 2
+    answers = [split(user, child, rows, cols, 0 if i else sizes) for i, (user, child) in enumerate(at.users(model))]
+    return any(told.parts and told.sure for told in answers if told)
 
 
 def _is_table(at: Place, model: Model) -> bool:
