@@ -54,7 +54,7 @@ RULES = {  # where the rule stands, what is put in its place, and a type that sh
     "a linear that is looked up is a table": (kinds, "_is_table", lambda *_: False, TORCH, "layoutlmv3"),
     "a head that is taken apart is a doubt": (kinds, "_is_split", lambda *_: False, TORCH, "neucodec"),
     "a head that puts out a width is a doubt": (kinds, "_may_end", lambda *_: False, TORCH, "pocket_tts"),
-    "a width that no layer takes in is a doubt": (kinds, "_is_untaken", lambda *_: False, TORCH, "superpoint"),
+    "channels that no layer takes in are a doubt": (kinds, "_is_untaken", lambda *_: False, TORCH, "superpoint"),
     "a transposed convolution may be a head": (kinds, "IN_FIRST", NOTHING, TORCH, "pp_ocrv6_small_det"),
     "a cut that does not fit is a doubt": (splits, "SINGLE", re.compile(""), TORCH, "deepseek_v4"),
     "what was not understood is a doubt": (by_module, "FUSED", NOTHING, MLX, "muse_spark"),

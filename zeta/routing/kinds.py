@@ -41,7 +41,7 @@ INSIDE = re.compile(r"proj|linear|dense|fc\d*$")
 TAKEN_APART = "ends a head, but its module takes what it puts out apart, as if it were several matrices"
 POSITIONS = re.compile(r"(^|[._])(pos|position|positional)_emb\w*$|(^|_)pos$")
 AS_WIDE = "ends what is named a head, but is no wider than a layer inside, and taken for a matrix"
-UNTAKEN = "puts out a width that no layer takes in, as a head does, and is taken for a matrix"
+UNTAKEN = "puts out channels that no layer takes in, as a head does, and is taken for a matrix"
 UNTOLD = "belongs to no known layer, and its module's code does not say whether it is a matrix"
 
 
@@ -205,11 +205,10 @@ def kind_of(at: Place, shape: tuple[int, ...], model: Model) -> Layer:
         return _bare(layer, at, model, shape)
     if not convolution and _is_table(at, model):
         return layer._replace(kind="embedding", doubt="")
-    may_end = not convolution and _may_end(at.path, out_first, layer, model)
-    doubt = AS_WIDE if may_end else UNTAKEN if _is_untaken(at, out_first, layer, model) else ""
     if convolution:
+        doubt = UNTAKEN if _is_untaken(at, out_first, layer, model) else ""
         return _convolution(layer, owner, shape, "Transpose" in convolution)._replace(doubt=doubt)
-    return _linear(layer, owner, shape)._replace(doubt=doubt)
+    return _linear(layer, owner, shape)._replace(doubt=AS_WIDE if _may_end(at.path, out_first, layer, model) else "")
 
 
 def _number(holders: list[Any], names: tuple[str, ...]) -> int:
@@ -290,7 +289,8 @@ def _may_end(path: str, shape: tuple[int, ...], layer: Layer, model: Model) -> b
 
 
 def _is_untaken(at: Place, shape: tuple[int, ...], layer: Layer, model: Model) -> bool:
-    """Whether no layer takes in what a layer outside the numbered ones puts out, and its name is none of a matrix's."""
+    """Whether no layer takes in what a convolution outside the numbered layers puts out, and its name is none of a
+    matrix's. (Of a linear layer that says little: what two put out is often joined, and small models end in one.)"""
     is_told = INSIDE.search(layer.name) or SINGLE.match(layer.name)
     is_numbered = any(part[-1:].isdigit() for part in at.path.split("."))
     if is_told or is_numbered or _in_attention(at.path, model) or shape[0] in model.taken:
