@@ -108,17 +108,16 @@ def test_trl_resumes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])
 def test_transformers_trainer_on_two_ranks(how: str, tmp_path: Path) -> None:
-    """DDP as Trainer starts it, killed and resumed; FSDP2 as accelerate shards a model that has an optimizer."""
+    """Trainer itself, killed and resumed."""
     need("transformers"), need("accelerate")
     import hugging_face
     import torch
     from torch.multiprocessing import ProcessExitedException, start_processes
 
     killed_runs.context()
-    if how == "ddp":
-        with pytest.raises(ProcessExitedException, match="SIGKILL"):
-            start_processes(hugging_face.rank, ("killed", str(tmp_path)), nprocs=2, start_method="forkserver")
-        assert [path.name for path in (tmp_path / "killed").iterdir()] == ["checkpoint-2"]
+    with pytest.raises(ProcessExitedException, match="SIGKILL"):
+        start_processes(hugging_face.rank, (how, str(tmp_path), True), nprocs=2, start_method="forkserver")
+    assert [path.name for path in (tmp_path / "killed").iterdir()] == ["checkpoint-2"]
     start_processes(hugging_face.rank, (how, str(tmp_path)), nprocs=2, start_method="forkserver")
     alone, *ranks = [torch.load(tmp_path / f"{name}.pt") for name in ("alone", "0", "1")]
     for rank in ranks:

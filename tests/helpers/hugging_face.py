@@ -103,15 +103,15 @@ def trainer(folder: Path, **arguments: Any) -> Any:
     return Trainer(model(), given, train_dataset=DATA, optimizer_cls_and_kwargs=for_trainer(Eta, lr=RATE))
 
 
-def rank(rank: int, how: str, folder: str) -> None:
+def rank(rank: int, how: str, folder: str, kill: bool = False) -> None:
     torch.set_num_threads(1)
-    if rank == 0 and how != "killed":  # what one process takes, of the batches of both ranks
+    if rank == 0 and not kill:  # what one process takes, of the batches of both ranks
         torch.save(plain(), f"{folder}/alone.pt")
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29400 + os.getppid() % 500)}  # fmt: skip
-    if how == "killed":
-        ddp(f"{folder}/killed", kill=True)
-    torch.save((resumed if how == "ddp" else fsdp2)(folder), f"{folder}/{rank}.pt")
+    if kill:
+        over_ranks(f"{folder}/killed", how, kill=True)
+    torch.save(resumed(folder, how), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -136,7 +136,7 @@ def step(m: Any, optimizer: Any, rows: Any) -> None:
     optimizer.zero_grad()
 
 
-def ddp(folder: str, kill: bool = False, resume: bool = False) -> dict[str, torch.Tensor]:
+def over_ranks(folder: str, how: str, kill: bool = False, resume: bool = False) -> dict[str, torch.Tensor]:
     """The parameters after four steps, of which the second is saved; with `kill` SIGKILL ends the third."""
     from transformers import Trainer, TrainingArguments
 
@@ -145,40 +145,30 @@ def ddp(folder: str, kill: bool = False, resume: bool = False) -> dict[str, torc
     arguments = TrainingArguments(
         folder, max_steps=4, per_device_train_batch_size=4, lr_scheduler_type="constant", max_grad_norm=0.0,
         save_steps=2, report_to=[], disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False,
-        train_sampling_strategy="sequential", ddp_backend="gloo",
+        train_sampling_strategy="sequential", ddp_backend="gloo", **(fsdp2() if how == "fsdp2" else {}),
     )  # fmt: skip
     pair = for_trainer(Eta, **options())
     kills = [kill_at(3)] if kill else []
     trainer = Trainer(model(), arguments, train_dataset=DATA, optimizer_cls_and_kwargs=pair, callbacks=kills)
     trainer.train(resume_from_checkpoint=resume or None)
-    return {name: p.detach() for name, p in trainer.model.named_parameters()}
+    parameters = {name: p.detach() for name, p in trainer.model.named_parameters()}
+    assert all(hasattr(p, "full_tensor") == (how == "fsdp2") for p in parameters.values())
+    return {name: p.full_tensor() if how == "fsdp2" else p for name, p in parameters.items()}
 
 
-def resumed(folder: str) -> dict[str, torch.Tensor]:
-    """Of the run that was killed, which is bit for bit that of one that was not."""
-    whole, again = ddp(f"{folder}/whole"), ddp(f"{folder}/killed", resume=True)
-    assert all(torch.equal(whole[name], p) for name, p in again.items())
-    return again
-
-
-def fsdp2(folder: str) -> dict[str, torch.Tensor]:
-    """accelerate 1.15 takes FSDP for a GPU's alone: it is told that this is one."""
-    import torch.distributed as dist
-    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+def fsdp2() -> dict[str, Any]:
+    """The arguments that shard the model: accelerate 1.15 does so over GPUs alone, and is told that these ranks are."""
+    from accelerate import PartialState
+    from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedType
 
-    from zeta.backends.torch import Eta, for_trainer
+    AcceleratorState._reset_state(reset_partial_state=True)  # as Trainer does where the state is its own
+    PartialState(cpu=True, backend="gloo").distributed_type = DistributedType.MULTI_GPU
+    return dict(fsdp=True, fsdp_config={}, accelerator_config={"use_configured_state": True})
 
-    accelerator = Accelerator(cpu=True)
-    accelerator.state.distributed_type = DistributedType.FSDP
-    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["LlamaDecoderLayer"]
-    )
-    factory, settings = for_trainer(Eta, **options())
-    m = model()
-    m, optimizer = accelerator.prepare(m, factory()(m, **settings))
-    assert all(hasattr(p, "device_mesh") for p in m.parameters())
-    for t in range(4):
-        own = DATA[8 * t : 8 * t + 8][dist.get_rank() :: 2]
-        step(m, optimizer, own)
-    return {name: p.full_tensor().detach() for name, p in m.named_parameters()}
+
+def resumed(folder: str, how: str) -> dict[str, torch.Tensor]:
+    """Of the run that was killed, which is bit for bit that of one that was not."""
+    whole, again = over_ranks(f"{folder}/whole", how), over_ranks(f"{folder}/killed", how, resume=True)
+    assert all(torch.equal(whole[name], p) for name, p in again.items())
+    return again
