@@ -157,7 +157,7 @@ def over_ranks(folder: str, how: str, kill: bool = False, resume: bool = False) 
 
 
 def fsdp2() -> dict[str, Any]:
-    """The arguments that shard the model: accelerate 1.15 shards over GPUs alone: these are declared to be."""
+    """The arguments that shard the model. accelerate 1.15 shards over GPUs alone: these ranks are declared to be."""
     from accelerate import PartialState
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedType
