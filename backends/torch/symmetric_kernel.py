@@ -14,8 +14,6 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # runs the kernels on a
 CONFIGS = [  # a small space: the tuning of one (n, k, dtype) takes well under a second and is kept on disk
     triton.Config({"TILE": 128, "DEPTH": 64}, num_warps=8, num_stages=3),
     triton.Config({"TILE": 128, "DEPTH": 64}, num_warps=4, num_stages=3),
-    triton.Config({"TILE": 128, "DEPTH": 64}, num_warps=4, num_stages=4),
-    triton.Config({"TILE": 256, "DEPTH": 64}, num_warps=8, num_stages=3),
     triton.Config({"TILE": 128, "DEPTH": 32}, num_warps=4, num_stages=4),
     triton.Config({"TILE": 64, "DEPTH": 64}, num_warps=4, num_stages=4),
 ]
@@ -83,16 +81,16 @@ def _symmetric(
         a_tile += DEPTH * a_col
         b_tile += DEPTH * b_row
 
-    down, right = rows[:, None].to(tl.int64), cols[None, :].to(tl.int64)
-    lower = (down < n) & (down >= right)
+    row, col = rows[:, None].to(tl.int64), cols[None, :].to(tl.int64)
+    lower = (row < n) & (row >= col)
     total *= alpha
     if HAS_C:
-        old = tl.load(c + down * c_row + right * c_col, mask=lower, other=0.0)
+        old = tl.load(c + row * c_row + col * c_col, mask=lower, other=0.0)
         total += beta * old.to(tl.float32)
-    total += tl.where(down == right, diagonal, 0.0)
+    total += tl.where(row == col, diagonal, 0.0)
 
     value = total.to(y.dtype.element_ty)
-    tl.store(y + down * y_row + right * y_col, value, mask=lower)
+    tl.store(y + row * y_row + col * y_col, value, mask=lower)
     # Turned first, so that neighbours are stored together; no entry is stored twice, so the order of stores is free.
-    down, right = cols[:, None].to(tl.int64), rows[None, :].to(tl.int64)
-    tl.store(y + down * y_row + right * y_col, tl.trans(value), mask=(right < n) & (right > down))
+    row, col = cols[:, None].to(tl.int64), rows[None, :].to(tl.int64)
+    tl.store(y + row * y_row + col * y_col, tl.trans(value), mask=(col < n) & (col > row))
