@@ -13,7 +13,7 @@ from zeta.routing.by_name import overruled, route, warn_of_doubts
 from zeta.routing.fused import FUSED, QKV, UNSURE, Layer
 from zeta.routing.kinds import Model, Place, bases, kind_of, place
 from zeta.routing.layout import Route
-from zeta.routing.splits import attribute, split
+from zeta.routing.splits import attribute
 
 Wish = str | Route | None
 Overrides = Mapping[str, Wish] | Callable[[str, Any], Wish]
@@ -90,8 +90,7 @@ def _split(layer: Layer, at: Place, shape: tuple[int, ...], model: Model) -> Lay
     if layer.kind == "convolution":
         rows, cols = shape[0], prod(shape[1:])
     sizes = len(shape) - 2 if layer.kind == "convolution" else 0
-    asked = [split(user, child, rows, cols, 0 if i else sizes) for i, (user, child) in enumerate(users)]
-    answers = [told for told in asked if told]
+    answers = at.splits(model, rows, cols, sizes)
     told = next((told for told in answers if told.parts), answers[0] if answers else None)
     wraps = any(QKV.match(child) for _, child in users) and not QKV.match(layer.name)
     if told and told.sure and (told.parts or not wraps):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from zeta.routing.by_name import LM_HEAD, WRAPPER, layer_of
 from zeta.routing.fused import Layer
 from zeta.routing.source import LIBRARIES, Use, class_of, is_never_called, keywords, use
-from zeta.routing.splits import SINGLE, attribute, split
+from zeta.routing.splits import SINGLE, Split, attribute, is_torch, split
 
 PARAMETRIZED = re.compile(r"\.?parametrizations\.(\w+)\.original\d?$")
 CONTAINERS = {"ParameterList", "ParameterDict"}
@@ -36,8 +36,6 @@ KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads", "kv
 GROUPS = ("groups", "n_groups", "num_groups", "n_blocks")
 # Names of layers, and of arrays that a module multiplies with its own hands.
 TELLING = re.compile(r"(proj|projection|linear|dense|fc\d*|kernel|router|^w\d|^w[qkvo]|_w)(_weight)?$")
-# Names of layers that put out no result, whatever their width.
-INSIDE = re.compile(r"proj|linear|dense|fc\d*$")
 TAKEN_APART = "ends a head, but its module takes what it puts out apart, as if it were several matrices"
 POSITIONS = re.compile(r"(^|[._])(pos|position|positional)_emb\w*$|(^|_)pos$")
 AS_WIDE = "ends what is named a head, but is no wider than a layer inside, and taken for a matrix"
@@ -151,6 +149,11 @@ class Place(NamedTuple):
                 path, _, child = path.rpartition(".")
             yield model.modules[path], child
 
+    def splits(self, model: Model, rows: int, cols: int, sizes: int) -> list[Split]:
+        """How these modules split the output of a (rows, cols) layer; a convolution's `sizes` are seen by the first."""
+        asked = [split(user, child, rows, cols, 0 if i else sizes) for i, (user, child) in enumerate(self.users(model))]
+        return [told for told in asked if told]
+
 
 def place(name: str, modules: dict[str, Any]) -> Place:
     """A weight-normed layer's array belongs to the layer, one in a list to the module that holds the list."""
@@ -164,7 +167,7 @@ def place(name: str, modules: dict[str, Any]) -> Place:
 def _shape(module: Any) -> tuple[int, ...]:
     """Of the module's weight, the axis that it puts out first."""
     shape, names = tuple(getattr(attribute(module, "weight"), "shape", ())), bases(module)
-    in_first = any(name == "Conv1D" or IN_FIRST.match(name) for name in names) and hasattr(module, "named_parameters")
+    in_first = is_torch(module) and any(name == "Conv1D" or IN_FIRST.match(name) for name in names)
     return (shape[1], shape[0], *shape[2:]) if in_first else shape
 
 
@@ -291,7 +294,7 @@ def _may_end(path: str, shape: tuple[int, ...], layer: Layer, model: Model) -> b
 def _is_untaken(at: Place, shape: tuple[int, ...], layer: Layer, model: Model) -> bool:
     """Whether no layer takes in what a convolution outside the numbered layers puts out, and its name is none of a
     matrix's. (Of a linear layer that says little: what two put out is often joined, and small models end in one.)"""
-    is_told = INSIDE.search(layer.name) or SINGLE.match(layer.name)
+    is_told = TELLING.search(layer.name) or SINGLE.match(layer.name)
     is_numbered = any(part[-1:].isdigit() for part in at.path.split("."))
     if is_told or is_numbered or _in_attention(at.path, model) or shape[0] in model.taken:
         return False
@@ -307,9 +310,8 @@ def _in_attention(path: str, model: Model) -> bool:
 
 def _is_split(at: Place, shape: tuple[int, ...], model: Model) -> bool:
     """Whether the code continues with parts of what a layer puts out, as with a query and a key."""
-    rows, cols, sizes = shape[0], prod(shape[1:]), len(shape) - 2
-    answers = [split(user, child, rows, cols, 0 if i else sizes) for i, (user, child) in enumerate(at.users(model))]
-    return any(told.parts and told.sure for told in answers if told)
+    told = at.splits(model, shape[0], prod(shape[1:]), len(shape) - 2)
+    return any(answer.parts and answer.sure for answer in told)
 
 
 def _is_table(at: Place, model: Model) -> bool:
@@ -337,8 +339,7 @@ def _convolution(layer: Layer, owner: Any, shape: tuple[int, ...], transposed: b
         groups = shape[0] if shape[-1] == 1 and "groups" in keywords(class_of(owner)) else 1
     if not transposed:
         return layer._replace(kind="convolution", groups=groups, doubt="")
-    in_first = hasattr(owner, "named_parameters")  # torch keeps (in, out, sizes), MLX (out, sizes, in)
-    matrices = () if in_first else (1, prod(shape[:-1]), shape[-1])
+    matrices = () if is_torch(owner) else (1, prod(shape[:-1]), shape[-1])  # (in, out, sizes) or (out, sizes, in)
     return layer._replace(kind="transposed convolution", groups=groups, matrices=matrices, doubt="")
 
 

@@ -71,6 +71,11 @@ def _is_one_projection(cut: Cut, child: str) -> bool:
     return one or bool(SINGLE.match(child) and (cut.slices is not None or len(stems) < 2))
 
 
+def is_torch(module: Any) -> bool:
+    """Whether a module is torch's, and not MLX's, whose layers lie otherwise."""
+    return hasattr(module, "named_parameters")
+
+
 def attribute(owner: Any, name: str) -> Any:
     """An attribute, or None: configs whose layers differ raise errors of their own for what has no single value."""
     try:
@@ -85,7 +90,7 @@ class _Reader:
     def __init__(self, module: Any, child: str, rows: int, cols: int, sizes: int) -> None:
         self.module, self.child, self.cols, self.layer = module, child, cols, attribute(module, child)
         self.rows, self.reached = rows, False
-        self.torch = hasattr(module, "named_parameters")
+        self.torch = is_torch(module)
         self.dims, self.place = (2 + sizes, 1) if sizes and self.torch else (3, 2)
         self.cuts: list[Cut] = []
         self.names: dict[str, Any] = {}
