@@ -17,6 +17,7 @@ from zeta.core import Array, Hyper, Rule, Stages, State, Step
 SEARCHED = 100  # the seed of all runs that a search compares
 LOOKS = 10  # at the held-out loss, in a run of another seed
 REST = (0.9, 0.95)  # AdamW's betas, for what is not a matrix
+WARM = 3  # steps before a CUDA graph of one
 Batch = tuple[Tensor, ...]
 
 
@@ -160,8 +161,7 @@ class Eager:
     """A training step: a batch's loss (), before the step. `inside`: the optimizer's seconds of this process so far."""
 
     def __init__(self, model: nn.Module, optimizer: Any) -> None:
-        self.model, self.optimizer = model, optimizer
-        self.inside: float | None = 0.0
+        self.model, self.optimizer, self.inside = model, optimizer, 0.0
 
     def __call__(self, *batch: Tensor) -> Tensor:
         self.optimizer.zero_grad()
@@ -170,31 +170,32 @@ class Eager:
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         start = process_time()
         self.optimizer.step()
-        self.inside = (self.inside or 0.0) + process_time() - start
+        self.inside += process_time() - start
         return loss.detach()
 
 
-class Replayed(Eager):
+class Replayed:
     """The same as a CUDA graph, from its fourth call on: what a step is given must be of one shape."""
 
-    graph: torch.cuda.CUDAGraph | None = None
-    warm = 0
+    inside = None  # a graph does not tell
+
+    def __init__(self, model: nn.Module, optimizer: Any) -> None:
+        self.step, self.warm, self.graph = Eager(model, optimizer), 0, torch.cuda.CUDAGraph()
 
     def __call__(self, *batch: Tensor) -> Tensor:
-        if self.warm < 3:  # what is made once, such as state, is made outside
-            self.warm += 1
+        self.warm += 1
+        if self.warm <= WARM:  # what is made once, such as state, is made outside
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                loss = super().__call__(*batch)
+                loss = self.step(*batch)
             torch.cuda.current_stream().wait_stream(stream)
             return loss
-        if self.graph is None:
-            self.given, self.graph, self.inside = [x.clone() for x in batch], torch.cuda.CUDAGraph(), None
-            self.optimizer.zero_grad()
+        if self.warm == WARM + 1:
+            self.given = [x.clone() for x in batch]
+            self.step.optimizer.zero_grad()
             with torch.cuda.graph(self.graph):
-                self.loss = super().__call__(*self.given)
-            self.inside = None
+                self.loss = self.step(*self.given)
         for own, x in zip(self.given, batch, strict=True):
             own.copy_(x)
         self.graph.replay()

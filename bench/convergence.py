@@ -28,6 +28,8 @@ from search import Known, needed
 from standings import Runs, looks, table
 from tasks import SIZES, TASKS
 
+from zeta.bench.on_torch import find_device
+
 HERE = Path(__file__).parent
 
 
@@ -125,6 +127,10 @@ def outcomes(known: Known) -> dict[str, Runs]:
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     if args.command == "run":
+        try:
+            find_device(args.device)
+        except ValueError as error:
+            parser().error(str(error))
         return run(args.tasks, args.optimizers, args.steps, args.out, args.workers, args.device)
     known = {s: line for s, line in read(args.out).items() if s.optimizer in args.optimizers and s.task in args.tasks}
     ran = outcomes(known)
