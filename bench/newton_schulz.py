@@ -20,6 +20,7 @@ from zeta.bench.report import mean, side_of
 from zeta.bench.tables import Iterations, error, newton_schulz, polynomial
 
 JORDAN = zeta.COEFFICIENTS["jordan"]
+GRAM = "gram-newton-schulz"
 # (count, rows, cols), large ones first: glibc gives small blocks back to the system, a page fault each, until large
 # ones have been freed, as they have in a process that trains.
 SHAPES = {
@@ -38,7 +39,7 @@ SHAPES = {
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--shapes", nargs="+", metavar="NxROWSxCOLS", help="instead of the device's own")
+    parser.add_argument("--shapes", nargs="+", type=shape, metavar="NxROWSxCOLS", help="instead of the device's own")
     parser.add_argument("--errors", action="store_true", help="only the table of errors by kind of input")
     parser.add_argument("--checkpoint", type=Path, help="of train_lm.py: adds its whitened momentum to --errors")
     options = parser.parse_args()
@@ -47,16 +48,22 @@ def main() -> None:
         rows = list(errors(side, options.checkpoint))
         show("Relative error against float64, beside the peer's", rows, options)
         return
-    contenders, shapes = peers(side), SHAPES[name_of(side)]
-    if options.shapes:
-        shapes = [tuple(map(int, shape.split("x"))) for shape in options.shapes]
+    contenders, shapes = peers(side), options.shapes or SHAPES[name_of(side)]
     rows = [row(side, shape, contenders, options.rounds) for shape in shapes]
     ratios = {f"x {name}": [r[f"x {name}"] for r in rows] for name in contenders}
     means = ", ".join(f"{name} {mean(values):.2f}" for name, values in ratios.items())
     note = f"GFLOP/s: operations of the plain iteration over time.\ngeometric means: {means}"
+    if side.kind == "cuda" and GRAM not in contenders:
+        note += f"\n{GRAM}, the bar on Hopper, is not installed: pip install {GRAM}"
     show("Newton-Schulz, five steps", rows, options, note)
     if options.plot:
         plot(options.plot, "Newton-Schulz", [r["shape"] for r in rows], ratios)
+
+
+def shape(text: str) -> tuple[int, int, int]:
+    """Of "8x512x2048"."""
+    count, rows, cols = map(int, text.split("x"))
+    return count, rows, cols
 
 
 def name_of(side: Any) -> str:
@@ -66,11 +73,11 @@ def name_of(side: Any) -> str:
 
 def peers(side: Any) -> Iterations:
     own = side.peers() | {"core": lambda x: zeta.newton_schulz(x)}
-    if side.kind == "cuda" and find_spec("gram_newton_schulz"):  # the bar on Hopper
+    if side.kind == "cuda" and find_spec(GRAM.replace("-", "_")):
         from gram_newton_schulz import GramNewtonSchulz
 
         gram = GramNewtonSchulz(ns_coefficients=[list(step) for step in JORDAN])
-        own["gram-newton-schulz"] = lambda x: gram(x)
+        own[GRAM] = lambda x: gram(x)
     return {name: peer for name, peer in own.items() if name != "Muon" or side.muon == "Muon"}
 
 

@@ -27,12 +27,6 @@ class Sizes(NamedTuple):
 
 
 SIZES = {
-    "torch cuda": Sizes(
-        matrices=[(24, 512, 512), (8, 1024, 1024), (4, 1024, 4096), (2, 2048, 2048)],
-        gpt=(12, 768, 50304),
-        lm=model.Config(vocab=50304, context=1024, layers=12, width=768, heads=12, kv_heads=4, tied=True),
-        batch=16,
-    ),
     "cpu": Sizes(
         matrices=[(16, 256, 256), (2, 1024, 1024), (4, 512, 2048), (1, 1024, 4096)],
         gpt=(4, 512, 8192),
@@ -52,6 +46,11 @@ SIZES = {
         batch=8,
     ),
 }
+SIZES["torch cuda"] = SIZES["gpu"]._replace(
+    gpt=(12, 768, 50304),
+    lm=model.Config(vocab=50304, context=1024, layers=12, width=768, heads=12, kv_heads=4, tied=True),
+    batch=16,
+)
 
 
 def sizes(side: Side) -> Sizes:
