@@ -1,7 +1,9 @@
 """bench/convergence.py: its search, its statistics, its runs, and that a kill costs no more than what was running."""
 
+import re
 import sys
 from importlib import import_module
+from itertools import permutations
 from math import inf, log2
 from pathlib import Path
 
@@ -246,8 +248,21 @@ def test_the_readme_says_what_the_runs_show():
         assert (middle - half > 0) == ("behind" in claim)
 
 
-@pytest.mark.parametrize("file, tasks", [("budgets.jsonl", ["lm_100k"]), ("convergence.jsonl", ["lm", "moe", "vit"])])
+@pytest.mark.parametrize(
+    "file, tasks", [("budgets.jsonl", ["lm_100k", "lm_300k"]), ("convergence.jsonl", ["lm", "moe", "vit"])]
+)
 def test_the_tables_are_what_the_runs_give(file, tasks, capsys):
     main(["table", "--out", str(BENCH / file), "--tasks", *tasks])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(rows) > 6 and not set(rows) - set((BENCH / "README.md").read_text().splitlines())
+
+
+def test_the_findings_are_differences_that_the_runs_have():
+    text = (BENCH / "README.md").read_text().partition("# Convergence")[2].partition("## SOAP")[0]
+    claims = re.findall(r"\d\.\d{4} ± \d\.\d{4}", " ".join(x for x in text.split("\n") if not x.startswith("|")))
+    pairs = [
+        standings.interval(standings.differences(a, b))
+        for ran in outcomes(read(BENCH / "budgets.jsonl")).values()
+        for a, b in permutations(ran.values(), 2)
+    ]
+    assert len(claims) > 7 and not set(claims) - {standings.show(middle, half) for middle, half in pairs}
