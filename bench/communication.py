@@ -186,9 +186,10 @@ def rank_of(rank: int, ranks: int, folder: str) -> None:
 def measured(ranks: int) -> dict[tuple[str, str], Cost]:
     """What was counted on each of so many processes of this machine."""
     import torch
+    from torch.multiprocessing import start_processes
 
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(rank_of, (ranks, folder), nprocs=ranks)
+        start_processes(rank_of, (ranks, folder), nprocs=ranks, start_method="forkserver")
         counts = [torch.load(Path(folder, str(rank))) for rank in range(ranks)]
     return {what: Cost(*map(list, zip(*(one[what] for one in counts), strict=True))) for what in counts[0]}
 

@@ -156,4 +156,9 @@ def sample(trainer: Any, words: Any, config: model.Config, s: dict[str, Any], te
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if LAUNCHED == "torch":
+        from trainer.on_torch import leave
+
+        leave(status)
+    sys.exit(status)

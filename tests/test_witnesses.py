@@ -203,7 +203,7 @@ def write():
         flat |= {f"after.{n}": mx.array(a.astype("float32")) for n, a in mine.train(3, 4, 5).read().items()}
         mx.save_safetensors(str(FOLDER / f"mlx-{kind}.safetensors"), flat)
     with tempfile.TemporaryDirectory() as store:
-        start_processes(write_sharded, (f"{store}/store",), nprocs=2, start_method="spawn")
+        start_processes(write_sharded, (f"{store}/store",), nprocs=2, start_method="forkserver")
 
 
 if __name__ == "__main__":

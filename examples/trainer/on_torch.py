@@ -1,9 +1,9 @@
 """What the language model needs from torch: fused operations, gradients, optimizers, state."""
 
-import atexit
 import os
+import sys
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -157,8 +157,16 @@ def join_ranks(device: torch.device) -> tuple[int, int]:
         return 0, 1
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-        atexit.register(dist.destroy_process_group)
     return dist.get_rank(), dist.get_world_size()
+
+
+def leave(status: int) -> NoReturn:
+    """Ends a rank at once: a thread of gloo's that still holds a tensor would abort a process that takes Python down."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def share_out(net: Net, device: torch.device) -> None:
