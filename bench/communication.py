@@ -145,8 +145,9 @@ def counted(cut: str, kind: Any = None) -> tuple[int, int, int]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from zeta.backends.torch import Zeta
+    from zeta.backends.torch import step as torch_step
 
-    mesh, params, entries = init_device_mesh("cpu", (dist.get_world_size(),)), [], 0
+    mesh, params, entries, flops = init_device_mesh("cpu", (dist.get_world_size(),)), [], 0, 0
     model = MODELS["small"]()
     for name in routes(model):
         axis = AXES[cut]
@@ -161,11 +162,22 @@ def counted(cut: str, kind: Any = None) -> tuple[int, int, int]:
         entries += sum(counts) - counts[dist.get_rank()]
         return send(received, out, sizes, counts, **names)
 
+    def multiplied(newton_schulz: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            nonlocal flops
+            with FlopCounterMode(display=False) as counter:  # around the products alone: it is slow
+                y = newton_schulz(*arguments)
+            flops += counter.get_total_flops()
+            return y
+
+        return run
+
     optimizer = (kind or Zeta)(params)
-    with patch.object(dist, "all_to_all_single", count), FlopCounterMode(display=False) as counter:
+    both = {name: multiplied(getattr(torch_step, name)) for name in ("newton_schulz", "newton_schulz_")}
+    with patch.object(dist, "all_to_all_single", count), patch.multiple(torch_step, **both):
         optimizer.step()
     state = [value for _, p in params for value in optimizer.state[p].values()]
-    return entries, counter.get_total_flops(), sum(getattr(v, "to_local", lambda v=v: v)().numel() for v in state)
+    return entries, flops, sum(getattr(v, "to_local", lambda v=v: v)().numel() for v in state)
 
 
 def rank_of(rank: int, ranks: int, folder: str) -> None:
