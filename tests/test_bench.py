@@ -19,6 +19,9 @@ PRINTED = {  # the first cell of a table's head -> what its numbers are of
     "CUDA": "nvidia-h100-torch.txt",
     "float32, torch, cpu": "amd-epyc-avx512-torch.txt",
     "bfloat16, torch, cpu": "amd-epyc-avx512-torch.txt",
+    "model": "any.txt",
+    "rows": "any.txt",
+    "routers by": "any.txt",
 }
 NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?(?![\w.])")
 TINY = tables.Sizes(
@@ -134,13 +137,13 @@ def test_kept_reports_are_whole(file):
 
 
 @pytest.mark.parametrize(("head", "file"), PRINTED.items())
-def test_tables_of_speed_are_what_was_printed(head, file):
+def test_tables_are_what_was_printed(head, file):
     words = NUMBER.findall((BENCH / "devices" / file).read_text())
     printed = [float(word.replace(",", "")) for word in words]
     tables = (BENCH / "README.md").read_text().split("\n\n")
     rows = [row for table in tables if table.startswith(f"| {head} |") for row in table.split("\n")[2:]]
     shown = [word for row in rows for word in NUMBER.findall(" ".join(row.split("|")[2:]).replace("*", ""))]
-    assert len(shown) >= 40
+    assert len(shown) >= 8
     for word in shown:
         style = ".1e" if "e" in word else f",.{len(word.partition('.')[2])}f"
         assert word in {format(x * (1 + nudge), style) for x in printed for nudge in (0, 1e-9)}, word

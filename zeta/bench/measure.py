@@ -1,6 +1,7 @@
 """How every benchmark measures and shows: interleaved medians, and tables of rows {column: value}."""
 
 import platform
+import random
 import statistics
 import subprocess
 import time
@@ -29,7 +30,8 @@ class Step(NamedTuple):
 
 
 def medians(contenders: Contenders, rounds: int, seconds: float = inf) -> dict[str, float]:
-    """Seconds of each contender: the median of `rounds` turns, taken in turn after one warm-up each.
+    """Seconds of each contender: the median of `rounds` turns after one warm-up each; who follows whom is drawn anew in
+    each round, for what a contender leaves in caches and free memory is the next one's.
 
     Once so many `seconds` are over since then, no other round begins.
     """
@@ -38,9 +40,10 @@ def medians(contenders: Contenders, rounds: int, seconds: float = inf) -> dict[s
     start = time.perf_counter()
     times: dict[str, list[float]] = {name: [timed(run)] for name, run in contenders.items()}
     quick = [name for name, (took,) in times.items() if took < SLOW]
+    order = random.Random(0)
     for _ in range(rounds - 1):
         if time.perf_counter() - start < seconds:
-            for name in quick:
+            for name in order.sample(quick, len(quick)):
                 times[name].append(timed(contenders[name]))
     return {name: statistics.median(turns) for name, turns in times.items()}
 
