@@ -1,4 +1,4 @@
-"""Every class on ranks of torch.distributed: however the parameters lie on them, five steps are those of one process."""
+"""Every class on ranks of torch.distributed: however the parameters lie, five steps are those of one process."""
 
 from functools import cache
 

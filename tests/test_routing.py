@@ -81,6 +81,11 @@ def test_three_axes_that_nothing_explains_are_a_doubt(name, doubt):
     assert not route("layers.0.experts.up.weight", (16, 8, 3)).doubt
 
 
+def test_a_convolution_to_one_channel_is_a_vector():
+    assert route("decoder.conv_post.weight", (1, 32, 7)).treatment == "adamw"
+    assert route("decoder.conv_pre.weight", (32, 1, 7)).treatment == "zeta"
+
+
 def test_a_route_with_a_misspelt_treatment_is_refused():
     with pytest.raises(ValueError, match="treatment is 'Zeta', but must be"):
         check_route(zeta.Route("Zeta", (1, 4, 3), "mine"), (4, 3))

@@ -10,7 +10,7 @@ import zoo_table
 import zoo_transformers
 
 import zeta
-from zeta.routing import by_module, kinds, splits
+from zeta.routing import by_module, kinds, source, splits
 from zeta.routing.kinds import bases
 from zeta.routing.source import Use
 
@@ -55,6 +55,13 @@ RULES = {  # where the rule stands, what is put in its place, and a type that sh
     "a head that is taken apart is a doubt": (kinds, "_is_split", lambda *_: False, TORCH, "neucodec"),
     "a head that puts out a width is a doubt": (kinds, "_may_end", lambda *_: False, TORCH, "pocket_tts"),
     "channels that no layer takes in are a doubt": (kinds, "_is_untaken", lambda *_: False, TORCH, "superpoint"),
+    "a width that is called fc is no head": (kinds, "UNSURE", NOTHING, TORCH, "xcodec"),
+    "one number is an output, but a gate's": (kinds, "GATE", re.compile(""), TORCH, "d_fine"),
+    "a block's last two layers may be a head's": (kinds, "BLOCK", NOTHING, TORCH, "timesfm2_5"),
+    "few channels that are called last are a doubt": (kinds, "LAST", NOTHING, TORCH, "janus"),
+    "a class of Transformers tells its head": (kinds.Model, "own_heads", set(), TORCH, "pi0"),
+    "a gate's own function shows the parts": (splits, "GATING", NOTHING, MLX, "phi3small"),
+    "rows that are made columns are vectors": (source, "_adds_a_column", lambda *_: False, MLX, "iquestloopcoder"),
     "a transposed convolution may be a head": (kinds, "IN_FIRST", NOTHING, TORCH, "pp_ocrv6_small_det"),
     "a cut that does not fit is a doubt": (splits, "SINGLE", re.compile(""), TORCH, "deepseek_v4"),
     "what was not understood is a doubt": (by_module, "FUSED", NOTHING, MLX, "muse_spark"),
@@ -66,6 +73,7 @@ def quiet():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+    source.use.cache_clear()  # of what a rule's absence left there
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -73,6 +81,7 @@ def test_without_the_rule_a_type_is_routed_differently(rule, monkeypatch):
     owner, name, other, zoo, type_name = RULES[rule]
     right = zoo_table.lines(zoo, type_name)
     monkeypatch.setattr(owner, name, other)
+    source.use.cache_clear()
     assert zoo_table.lines.__wrapped__(zoo, type_name) != right
 
 

@@ -161,7 +161,7 @@ def join_ranks(device: torch.device) -> tuple[int, int]:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends a rank at once: a thread of gloo's that still holds a tensor would abort a process that takes Python down."""
+    """Ends a rank at once: a thread of gloo's that still holds a tensor aborts a process that takes Python down."""
     if dist.is_initialized():
         dist.destroy_process_group()
     sys.stdout.flush()

@@ -73,7 +73,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # what the names of fields do not tell
     "exaone_moe": dict(
         layer_types=SLIDING, is_moe_layer=[False, True, True, True], sliding_window_pattern="LG", rope_scaling=None
     ),
-    "gear": dict(layer_types=["full_attention", "conv", "sliding_attention", "full_attention"]),
+    "gear": dict(layer_types=["full_attention", "conv_mixer", "sliding_attention", "full_attention"]),
     "gemma3n": dict(
         layer_types=SLIDING,
         activation_sparsity_pattern=[0.95, 0.95, 0, 0],

@@ -74,6 +74,8 @@ def convolution(shape: tuple[int, ...], layer: Layer) -> Route:
     """As a matrix (out, rest) a group; a transposed one as (in, rest), or (rest, in) where it is stored so."""
     if layer.groups == shape[0] > 1:
         return Route("adamw", (), "depthwise convolution: a vector a channel")
+    if shape[0] == 1 and layer.kind == "convolution":
+        return Route("adamw", (), "convolution to one channel: a vector")
     sides = "(out, rest)" if layer.kind == "convolution" else "(rest, in)" if layer.matrices else "(in, rest)"
     reason = f"{layer.kind} as {sides}" + (f" in {layer.groups} groups" if layer.groups > 1 else "")
     if layer.matrices:

@@ -25,12 +25,15 @@ IN_FIRST = re.compile(r"ConvTranspose[123]d$")  # of torch
 EMBEDDINGS = {"Embedding", "EmbeddingBag", "QuantizedEmbedding"}
 OUTPUTS = re.compile(r"(^|_)(vocab_size|num_vocab|num_labels|num_classes)(_|$)")
 # Modules that are heads, and layers that are where their rows are no width of the model.
-HEAD_MODULE = re.compile(r"^(\w+_)?(heads?|classifier)$|^(\w+_)?(class|bbox|box)_(embed|predictor)$")
+HEAD_MODULE = re.compile(r"^(\w+_)?(heads?|classifier|postnet)$|^(\w+_)?(class|bbox|box)_(embed|predictor)$")
 FEW = 16  # coordinates of a box, actions
 PREDICTION = re.compile(
     r"^(head_linear|regression|seq_relationship|logits_\w+|pred(ict)?_\w+|\w+_pred|feat_out|prob_out)$"
 )
-OUTPUT = re.compile(r"^(output|proj_out)$")
+UNSURE = re.compile(r"^(output|proj_out|fc)$")  # of a head only where their rows are no width of the model
+BLOCK = re.compile(r"^(output|residual)_layer$")  # of a block of two layers beside one, which may be the last
+LAST = re.compile(r"^(final_\w+|conv_out|conv_last|conv_post)$")  # may put out an image's or a sound's few channels
+GATE = re.compile(r"gate|router|_res_proj$")  # one number of these scales a sum inside
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_q_heads")
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads", "kv_n_heads", "n_kv_head")
 GROUPS = ("groups", "n_groups", "num_groups", "n_blocks")
@@ -38,7 +41,7 @@ GROUPS = ("groups", "n_groups", "num_groups", "n_blocks")
 TELLING = re.compile(r"(proj|projection|linear|dense|fc\d*|kernel|router|^w\d|^w[qkvo]|_w)(_weight)?$")
 TAKEN_APART = "ends a head, but its module takes what it puts out apart, as if it were several matrices"
 POSITIONS = re.compile(r"(^|[._])(pos|position|positional)_emb\w*$|(^|_)pos$")
-AS_WIDE = "ends what is named a head, but is no wider than a layer inside, and taken for a matrix"
+AS_WIDE = "ends what is named a head or an output, but is no wider than a layer inside, and taken for a matrix"
 UNTAKEN = "puts out channels that no layer takes in, as a head does, and is taken for a matrix"
 UNTOLD = "belongs to no known layer, and its module's code does not say whether it is a matrix"
 
@@ -53,7 +56,8 @@ class Model:
     @cached_property
     def own_heads(self) -> set[str]:
         """The layers that a model itself calls its heads, by path: Transformers' language models and timm's do."""
-        told: list[Any] = []
+        plan = attribute(class_of(self.modules[""]), "_tp_plan")  # of Transformers: beside the layers'
+        told: list[Any] = [self.modules.get(path) for path in plan or ()]
         for name in ("get_output_embeddings", "get_classifier"):
             get = getattr(self.modules[""], name, None)
             heads = get() if callable(get) else None
@@ -210,6 +214,8 @@ def kind_of(at: Place, shape: tuple[int, ...], model: Model) -> Layer:
         return layer._replace(kind="embedding", doubt="")
     if convolution:
         doubt = UNTAKEN if _is_untaken(at, out_first, layer, model) else ""
+        in_head = _around(at.path)[0] != at.path  # and is not one by its own name, as conv_head
+        doubt = doubt or (AS_WIDE if in_head and _may_end(at.path, out_first, layer, model) else "")
         return _convolution(layer, owner, shape, "Transpose" in convolution)._replace(doubt=doubt)
     return _linear(layer, owner, shape)._replace(doubt=AS_WIDE if _may_end(at.path, out_first, layer, model) else "")
 
@@ -236,18 +242,22 @@ def is_head(at: Place, shape: tuple[int, ...], layer: Layer, model: Model) -> bo
     """Whether a linear layer is the output's: by its name, by a vocabulary of rows, or as the last of a named head."""
     if LM_HEAD.search(layer.name):
         return _is_last(at.path, model)
+    if at.path in model.linears and shape[0] == 1 and not _in_attention(at.path, model):
+        return not GATE.search(layer.name)
     head, in_layers = _around(at.path)
     if in_layers or _in_attention(at.path, model):
         return False
-    if PREDICTION.match(layer.name) or (layer.kind == "head" and not OUTPUT.match(layer.name)):
+    if PREDICTION.match(layer.name) or (layer.kind == "head" and not UNSURE.match(layer.name)):
         is_clear = at.path in model.linears and not model.own_heads
         return _is_last(at.path, model) and (is_clear or model.is_output(at.path))
     (rows, cols), around = (shape[0], prod(shape[1:])), model.modules.get(at.path.rpartition(".")[0])
-    is_classes = at.path in model.linears and rows > cols and rows in model.vocabularies - model.widths
+    back = (cols, rows) in model.linears.values()  # takes classes in again, as a self-conditioned encoder does
+    widths = model.vocabularies if back else model.vocabularies - model.widths
+    is_classes = at.path in model.linears and rows > cols and rows in widths
     if (rows, cols) in model.tables or (is_classes and not model.tables):
         return True
     is_block = hasattr(around, "proj_in")  # of which proj_out is the second layer
-    if layer.kind == "head" and not is_block:
+    if (layer.kind == "head" or BLOCK.match(layer.name)) and not is_block:
         return model.is_output(at.path)
     return bool(head) and _ends(at.path, head, model)
 
@@ -284,8 +294,10 @@ def _inside(path: str, head: str, model: Model) -> list[str]:
 
 
 def _may_end(path: str, shape: tuple[int, ...], layer: Layer, model: Model) -> bool:
-    """Whether a layer that changes the width is the last in what is named a head."""
+    """Whether a layer that changes the width is the last in what is named a head, or in a block that may be one."""
     head, in_layers = _around(path)
+    if BLOCK.match(layer.name) and not in_layers:
+        return True
     if not head or in_layers or shape[0] == shape[1] or SINGLE.match(layer.name) or _in_attention(path, model):
         return False
     return _inside(path, head, model)[-1] == path
@@ -296,7 +308,8 @@ def _is_untaken(at: Place, shape: tuple[int, ...], layer: Layer, model: Model) -
     matrix's. (Of a linear layer that says little: what two put out is often joined, and small models end in one.)"""
     is_told = TELLING.search(layer.name) or SINGLE.match(layer.name)
     is_numbered = any(part[-1:].isdigit() for part in at.path.split("."))
-    if is_told or is_numbered or _in_attention(at.path, model) or shape[0] in model.taken:
+    is_taken = shape[0] in model.taken and not (shape[0] <= FEW and LAST.match(layer.name))
+    if is_told or is_numbered or _in_attention(at.path, model) or is_taken:
         return False
     return not _is_split(at, shape, model)
 

@@ -210,8 +210,10 @@ def _is_lookup(index: ast.AST, of_layer: bool) -> bool:
 
 
 def _adds_a_column(index: ast.AST, axes: int) -> bool:
-    last = index.elts[axes:] if isinstance(index, ast.Tuple) else []
-    return len(last) == 1 and isinstance(last[0], ast.Constant) and last[0].value is None
+    """Whether an index makes columns of an array's rows: w[:, None] or w[:, None, :] of two axes."""
+    parts = index.elts if isinstance(index, ast.Tuple) else []
+    new = [i for i, part in enumerate(parts) if isinstance(part, ast.Constant) and part.value is None]
+    return new == [axes] or (axes == 2 and new == [1])
 
 
 def _names(statement: Any, value: ast.AST) -> Iterator[str]:

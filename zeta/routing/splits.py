@@ -11,13 +11,14 @@ from operator import add, floordiv, mod, mul, sub, truediv
 from typing import Any, NamedTuple
 
 from zeta.routing.pieces import Axis, Cut, Piece, Shape
-from zeta.routing.source import PRODUCTS, class_of, mentions, methods
+from zeta.routing.source import PRODUCTS, class_of, definitions, mentions, methods
 
 SPLITS = {"split", "chunk", "unbind", "tensor_split", "split_with_sizes", "unstack"}
 COUNTS = ("chunks", "split_size_or_sections", "split_size", "indices_or_sections", "split_sizes")
 OPERATORS: dict[type, Any] = {ast.Add: add, ast.Sub: sub, ast.Mult: mul, ast.FloorDiv: floordiv, ast.Mod: mod}
 OPERATORS |= {ast.Div: truediv}
 GATED = {"glu", "GLU"}  # split what they get in two
+GATING = re.compile(r"glu$|gelu$")  # functions of a model's own that do so in a way that their text shows
 SUMS = {"sum", "mean", "amax", "amin", "prod", "logsumexp"}
 ITSELF = {"int", "tuple", "list", "tensor", "as_tensor", "IntTensor", "LongTensor"}  # of a number or a list
 ORDERS = re.compile(r"arg|top_?k|sort")  # give places, or rows in another order
@@ -296,6 +297,9 @@ class _Reader:
         layer = attribute(self.module, name)
         if len(pieces) != 1 or _changes_rows(layer) or ORDERS.search(name):
             return None
+        text = definitions(class_of(self.module).__module__).get(name)
+        if isinstance(text, ast.FunctionDef) and GATING.search(name):
+            return self.read(text, arguments, keywords)
         if name in GATED or type(layer).__name__ in GATED:
             return self.cut(pieces[0], 2, -1, name)
         return pieces[0].plain()
