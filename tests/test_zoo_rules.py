@@ -55,6 +55,7 @@ RULES = {  # where the rule stands, what is put in its place, and a type that sh
     "a head that is taken apart is a doubt": (kinds, "_is_split", lambda *_: False, TORCH, "neucodec"),
     "a head that puts out a width is a doubt": (kinds, "_may_end", lambda *_: False, TORCH, "pocket_tts"),
     "channels that no layer takes in are a doubt": (kinds, "_is_untaken", lambda *_: False, TORCH, "superpoint"),
+    "a projection for each layer is a matrix a layer": (kinds, "PER_LAYER", NOTHING, MLX, "gemma3n"),
     "a width that is called fc is no head": (kinds, "UNSURE", NOTHING, TORCH, "xcodec"),
     "one number is an output, but a gate's": (kinds, "GATE", re.compile(""), TORCH, "d_fine"),
     "a block's last two layers may be a head's": (kinds, "BLOCK", NOTHING, TORCH, "timesfm2_5"),

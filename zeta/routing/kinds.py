@@ -36,6 +36,7 @@ LAST = re.compile(r"^(final_\w+|conv_out|conv_last|conv_post)$")  # may put out 
 GATE = re.compile(r"gate|router|_res_proj$")  # one number of these scales a sum inside
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_q_heads")
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads", "kv_n_heads", "n_kv_head")
+PER_LAYER = re.compile(r"^per_layer_model_projection$")  # of Gemma 3n and 4: a matrix of each of the model's layers
 GROUPS = ("groups", "n_groups", "num_groups", "n_blocks")
 # Names of layers, and of arrays that a module multiplies with its own hands.
 TELLING = re.compile(r"(proj|projection|linear|dense|fc\d*|kernel|router|^w\d|^w[qkvo]|_w)(_weight)?$")
@@ -217,7 +218,9 @@ def kind_of(at: Place, shape: tuple[int, ...], model: Model) -> Layer:
         in_head = _around(at.path)[0] != at.path  # and is not one by its own name, as conv_head
         doubt = doubt or (AS_WIDE if in_head and _may_end(at.path, out_first, layer, model) else "")
         return _convolution(layer, owner, shape, "Transpose" in convolution)._replace(doubt=doubt)
-    return _linear(layer, owner, shape)._replace(doubt=AS_WIDE if _may_end(at.path, out_first, layer, model) else "")
+    return _linear(layer, at, shape, model)._replace(
+        doubt=AS_WIDE if _may_end(at.path, out_first, layer, model) else ""
+    )
 
 
 def _number(holders: list[Any], names: tuple[str, ...]) -> int:
@@ -356,8 +359,11 @@ def _convolution(layer: Layer, owner: Any, shape: tuple[int, ...], transposed: b
     return layer._replace(kind="transposed convolution", groups=groups, matrices=matrices, doubt="")
 
 
-def _linear(layer: Layer, owner: Any, shape: tuple[int, ...]) -> Layer:
-    groups = next((n for name in GROUPS if type(n := attribute(owner, name)) is int), 1)
+def _linear(layer: Layer, at: Place, shape: tuple[int, ...], model: Model) -> Layer:
+    around = model.modules.get(at.path.rpartition(".")[0])
+    layers = _number([attribute(around, "config"), attribute(around, "args")], ("num_hidden_layers",))
+    own = next((n for name in GROUPS if type(n := attribute(model.modules[at.path], name)) is int), 1)
+    groups = layers if PER_LAYER.match(layer.name) else own
     if len(shape) == 2 and groups > 1 and shape[0] % groups == 0:
         return layer._replace(kind="matrix", matrices=(groups, shape[0] // groups, shape[1]), doubt="")
     return layer._replace(kind="matrix", doubt="")
