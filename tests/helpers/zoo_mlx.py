@@ -69,6 +69,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # what the names of fields do not tell
         attn_config=dict(kv_n_heads=2, clip_qkv=8, rope_theta=1e4),
     ),
     "deepseek_v2": dict(rope_scaling=YARN),
+    "deepseek_v41": dict(
+        compress_ratios=[2, 4] * 2, kv_source_layer_ids=[0, 2], index_source_layer_ids=[0, 2], rope_scaling=YARN
+    ),
     "exaone4": dict(rope_scaling=None, sliding_window_pattern="LG"),
     "exaone_moe": dict(
         layer_types=SLIDING, is_moe_layer=[False, True, True, True], sliding_window_pattern="LG", rope_scaling=None
@@ -81,6 +84,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # what the names of fields do not tell
         altup_active_idx=0,
         intermediate_size=[96] * LAYERS,
     ),
+    "gemma4_text": dict(enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=40),
     "glm_moe_dsa": dict(rope_parameters=ROPE),
     "gpt_neox": dict(rotary_emb_base=10000),
     "granitemoehybrid": dict(layer_types=["mamba", "attention"] * 2),
