@@ -19,6 +19,8 @@ PRINTED = {  # the first cell of a table's head -> what its numbers are of
     "CUDA": "nvidia-h100-torch.txt",
     "float32, torch, cpu": "amd-epyc-avx512-torch.txt",
     "bfloat16, torch, cpu": "amd-epyc-avx512-torch.txt",
+    "torch, cpu": "amd-epyc-avx512-torch.txt",
+    "MLX, cpu": "amd-epyc-avx512-mlx.txt",
     "model": "any.txt",
     "rows": "any.txt",
     "routers by": "any.txt",

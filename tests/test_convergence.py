@@ -249,7 +249,7 @@ def test_the_readme_says_what_the_runs_show():
 
 
 @pytest.mark.parametrize(
-    "file, tasks", [("budgets.jsonl", ["lm_100k", "lm_300k"]), ("convergence.jsonl", ["lm", "moe", "vit"])]
+    "file, tasks", [("budgets.jsonl", ["lm_100k", "lm_300k", "lm_600k"]), ("convergence.jsonl", ["lm", "moe", "vit"])]
 )
 def test_the_tables_are_what_the_runs_give(file, tasks, capsys):
     main(["table", "--out", str(BENCH / file), "--tasks", *tasks])
