@@ -60,6 +60,13 @@ RULES = {  # where the rule stands, what is put in its place, and a type that sh
     "one number is an output, but a gate's": (kinds, "GATE", re.compile(""), TORCH, "d_fine"),
     "a block's last two layers may be a head's": (kinds, "BLOCK", NOTHING, TORCH, "timesfm2_5"),
     "few channels that are called last are a doubt": (kinds, "LAST", NOTHING, TORCH, "janus"),
+    "a postnet's last layer is a doubt": (
+        kinds,
+        "HEAD_MODULE",
+        re.compile(kinds.HEAD_MODULE.pattern.replace("|postnet", "")),
+        TORCH,
+        "fastspeech2_conformer",
+    ),
     "a class of Transformers tells its head": (kinds.Model, "own_heads", set(), TORCH, "pi0"),
     "a gate's own function shows the parts": (splits, "GATING", NOTHING, MLX, "phi3small"),
     "rows that are made columns are vectors": (source, "_adds_a_column", lambda *_: False, MLX, "iquestloopcoder"),
@@ -84,6 +91,11 @@ def test_without_the_rule_a_type_is_routed_differently(rule, monkeypatch):
     monkeypatch.setattr(owner, name, other)
     source.use.cache_clear()
     assert zoo_table.lines.__wrapped__(zoo, type_name) != right
+
+
+def test_classes_that_an_encoder_takes_in_again_are_a_heads():
+    told = {line.split("  ")[0]: line for line in zoo_table.lines(TORCH, "granite_speech5_encoder")}
+    assert "adamw  output head" in told["out.weight"] and "zeta  matrix" in told["out_mid.weight"]
 
 
 SURE = ["llama", "qwen3", "gemma", "mistral", "gpt2", "phi3", "mixtral", "vit", "whisper", "t5"]

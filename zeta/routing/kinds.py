@@ -57,8 +57,10 @@ class Model:
     @cached_property
     def own_heads(self) -> set[str]:
         """The layers that a model itself calls its heads, by path: Transformers' language models and timm's do."""
-        plan = attribute(class_of(self.modules[""]), "_tp_plan")  # of Transformers: beside the layers'
-        told: list[Any] = [self.modules.get(path) for path in plan or ()]
+        sharded = (
+            attribute(class_of(self.modules[""]), "_tp_plan") or ()
+        )  # by Transformers, in this class itself: its head
+        told: list[Any] = [self.modules.get(path) for path in sharded]
         for name in ("get_output_embeddings", "get_classifier"):
             get = getattr(self.modules[""], name, None)
             heads = get() if callable(get) else None
@@ -78,10 +80,9 @@ class Model:
         """Heads and key-value heads of the nearest module around `path` that has any; 0 if none has."""
         if path not in self.known_heads:
             module = self.modules.get(path)  # None for MLX's lists, which are no modules
-            holders = [module, attribute(module, "config"), attribute(module, "args")]
             around = self.heads(path.rpartition(".")[0]) if path else (0, 0)
-            own = _number(holders, HEADS)
-            self.known_heads[path] = (own, _number(holders, KV_HEADS) or own) if own else around
+            own = _number(module, HEADS)
+            self.known_heads[path] = (own, _number(module, KV_HEADS) or own) if own else around
         return self.known_heads[path]
 
     @cached_property
@@ -214,16 +215,18 @@ def kind_of(at: Place, shape: tuple[int, ...], model: Model) -> Layer:
     if not convolution and _is_table(at, model):
         return layer._replace(kind="embedding", doubt="")
     if convolution:
-        doubt = UNTAKEN if _is_untaken(at, out_first, layer, model) else ""
         in_head = _around(at.path)[0] != at.path  # and is not one by its own name, as conv_head
-        doubt = doubt or (AS_WIDE if in_head and _may_end(at.path, out_first, layer, model) else "")
+        may_end = in_head and _may_end(at.path, out_first, layer, model)
+        doubt = UNTAKEN if _is_untaken(at, out_first, layer, model) else AS_WIDE if may_end else ""
         return _convolution(layer, owner, shape, "Transpose" in convolution)._replace(doubt=doubt)
     return _linear(layer, at, shape, model)._replace(
         doubt=AS_WIDE if _may_end(at.path, out_first, layer, model) else ""
     )
 
 
-def _number(holders: list[Any], names: tuple[str, ...]) -> int:
+def _number(module: Any, names: tuple[str, ...]) -> int:
+    """The first of these numbers that a module or its config has; 0 if none."""
+    holders = (module, attribute(module, "config"), attribute(module, "args"))
     numbers = (attribute(holder, name) for holder in holders for name in names)
     return next((n for n in numbers if type(n) is int and n > 0), 0)
 
@@ -242,7 +245,7 @@ def _outputs(owner: Any, depth: int) -> Iterator[int]:
 
 
 def is_head(at: Place, shape: tuple[int, ...], layer: Layer, model: Model) -> bool:
-    """Whether a linear layer is the output's: by its name, by a vocabulary of rows, or as the last of a named head."""
+    """Whether a layer is the output's: by its name, by a vocabulary of rows or one, or as the last of a named head."""
     if LM_HEAD.search(layer.name):
         return _is_last(at.path, model)
     if at.path in model.linears and shape[0] == 1 and not _in_attention(at.path, model):
@@ -254,9 +257,9 @@ def is_head(at: Place, shape: tuple[int, ...], layer: Layer, model: Model) -> bo
         is_clear = at.path in model.linears and not model.own_heads
         return _is_last(at.path, model) and (is_clear or model.is_output(at.path))
     (rows, cols), around = (shape[0], prod(shape[1:])), model.modules.get(at.path.rpartition(".")[0])
-    back = (cols, rows) in model.linears.values()  # takes classes in again, as a self-conditioned encoder does
-    widths = model.vocabularies if back else model.vocabularies - model.widths
-    is_classes = at.path in model.linears and rows > cols and rows in widths
+    is_classes = at.path in model.linears and rows > cols and rows in model.vocabularies
+    if is_classes and rows in model.widths:  # but for an encoder that takes its own classes in again
+        is_classes = (cols, rows) in model.linears.values()
     if (rows, cols) in model.tables or (is_classes and not model.tables):
         return True
     is_block = hasattr(around, "proj_in")  # of which proj_out is the second layer
@@ -360,10 +363,9 @@ def _convolution(layer: Layer, owner: Any, shape: tuple[int, ...], transposed: b
 
 
 def _linear(layer: Layer, at: Place, shape: tuple[int, ...], model: Model) -> Layer:
-    around = model.modules.get(at.path.rpartition(".")[0])
-    layers = _number([attribute(around, "config"), attribute(around, "args")], ("num_hidden_layers",))
-    own = next((n for name in GROUPS if type(n := attribute(model.modules[at.path], name)) is int), 1)
-    groups = layers if PER_LAYER.match(layer.name) else own
+    groups = next((n for name in GROUPS if type(n := attribute(model.modules[at.path], name)) is int), 1)
+    if PER_LAYER.match(layer.name):
+        groups = _number(model.modules.get(at.path.rpartition(".")[0]), ("num_hidden_layers",))
     if len(shape) == 2 and groups > 1 and shape[0] % groups == 0:
         return layer._replace(kind="matrix", matrices=(groups, shape[0] // groups, shape[1]), doubt="")
     return layer._replace(kind="matrix", doubt="")
