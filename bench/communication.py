@@ -6,6 +6,7 @@ for rules that send x and u alone, Eta for those that need sums, NorMuon for tho
 """
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -185,6 +186,9 @@ def rank_of(rank: int, ranks: int, folder: str) -> None:
     import torch
     import torch.distributed as dist
 
+    sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+    from trainer.on_torch import leave
+
     from zeta.backends import torch as backend
 
     torch.set_num_threads(1)
@@ -192,16 +196,15 @@ def rank_of(rank: int, ranks: int, folder: str) -> None:
     torch.save(
         {(name, cut): counted(cut, getattr(backend, name)) for name in RULES for cut in AXES}, f"{folder}/{rank}"
     )
-    dist.destroy_process_group()
+    leave(0)
 
 
 def measured(ranks: int) -> dict[tuple[str, str], Cost]:
     """What was counted on each of so many processes of this machine."""
     import torch
-    from torch.multiprocessing import start_processes
 
     with tempfile.TemporaryDirectory() as folder:
-        start_processes(rank_of, (ranks, folder), nprocs=ranks, start_method="forkserver")
+        torch.multiprocessing.spawn(rank_of, (ranks, folder), nprocs=ranks)
         counts = [torch.load(Path(folder, str(rank))) for rank in range(ranks)]
     return {what: Cost(*map(list, zip(*(one[what] for one in counts), strict=True))) for what in counts[0]}
 
