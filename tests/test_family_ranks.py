@@ -9,21 +9,15 @@ torch = pytest.importorskip("torch")
 
 import communication  # noqa: E402
 import family_ranks  # noqa: E402
-from family_ranks import HALF, KINDS, ONE, RATE, alone, by_default, start  # noqa: E402
+from family_ranks import CASES, COUNTED, HALF, KINDS, ONE, RATE, alone, by_default, start  # noqa: E402
 from started_ranks import Results  # noqa: E402
 
 from zeta.parity.checks import TOLERANCE, relative_error  # noqa: E402
 from zeta.stages import entries  # noqa: E402
 
 BOUND = TOLERANCE["float32"].step  # of the distance moved
-CASES = [(1, "rows"), (1, "copies, state in parts")]
-CASES += [(2, name) for name in ("rows", "copies, state in parts", "copies", "columns", "tensor parallel")]
-CASES += [(2, name) for name in ("half, rows", "half, copies, state in parts", "maximize, a tensor rate")]
-CASES += [(4, name) for name in ("rows", "copies, state in parts", "copies of rows", "one matrix")]
 # What a CPU with bfloat16 units multiplies by default, one without them, and a GPU.
 PRODUCTS = {"default True, rows": "bfloat16", "default False, rows": "float32", "float16, rows": "float16"}
-ALL = [(*case, kind) for case in CASES for kind in KINDS]
-MULTIPLIED = [(name, kind) for name in PRODUCTS for kind in KINDS if KINDS[kind].rule.orthogonalizes]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +41,7 @@ def distance(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> float:
     return max(relative_error(got[key], want[key], np.asarray(start().get(key, 0.0))) for key in want)
 
 
-@pytest.mark.parametrize(("ranks", "name", "kind"), ALL + [(2, *case) for case in MULTIPLIED])
+@pytest.mark.parametrize(("ranks", "name", "kind"), CASES)
 def test_five_steps_are_those_of_one_process(results: Results, ranks: int, name: str, kind: str) -> None:
     """In half precision, too: an owner multiplies what one process multiplies."""
     got = [rank[f"{kind}: {name}"] for rank in results(ranks)]
@@ -56,7 +50,7 @@ def test_five_steps_are_those_of_one_process(results: Results, ranks: int, name:
         assert all(np.array_equal(got[0][key], other[key]) for key in got[0])  # or they would drift apart
 
 
-@pytest.mark.parametrize(("name", "kind"), MULTIPLIED)
+@pytest.mark.parametrize(("name", "kind"), [case[1:] for case in CASES if case[1] in PRODUCTS])
 def test_a_rate_off_by_four_bounds_is_caught(results: Results, name: str, kind: str) -> None:
     """The control at every precision that is a default."""
     all_arrays = results(2)[0][f"{kind}: {name}"], one_process(kind, name), start()
@@ -82,8 +76,7 @@ def test_what_is_lost_of_a_rank_is_caught(results: Results, name: str) -> None:
     assert distance(got, one_process("NorMuon", name)) > BOUND
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("cut", communication.AXES)
+@pytest.mark.parametrize(("cut", "kind"), COUNTED)
 def test_entries_operations_and_state_are_as_planned(results: Results, cut: str, kind: str) -> None:
     """On a 12-layer model and four ranks: what each sends, computes and keeps, counted."""
     rule, ranks = KINDS[kind].rule, 4

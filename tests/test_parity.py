@@ -15,7 +15,9 @@ from zeta.parity.checks import (
     CHECKS,
     TOLERANCE,
     assert_close,
+    coefficients,
     device,
+    newton_schulz,
     oracle_step,
     relative_error,
     run,
@@ -62,20 +64,24 @@ def test_stacks_of_several_parameters_go_together(target):
         assert "batch" not in results(target)[f"step: {name} layers.0.tall.weight"].paths
 
 
-ETA_ALONE = [check for check in CHECKS if "step" not in check.__name__ or check.__name__.endswith(" Eta")]
-# Of Newton-Schulz, `coefficients` shows nothing that `newton_schulz` does not, but that eight steps start again.
-FEWER = [check for check in ETA_ALONE if check.__name__ != "coefficients"]
+def fewer(control):
+    """The checks in which a mistake must show, of Eta alone; of Newton-Schulz without those that show no more."""
+    families = {check: check.__name__ for check in CHECKS if "step" not in check.__name__ or "Eta" in check.__name__}
+    families[newton_schulz] = "Newton-Schulz"
+    if control == "restart":  # eight steps start again
+        families[coefficients] = "Newton-Schulz"
+    return [check for check, family in families.items() if family in RED[control]]
 
 
 @pytest.mark.parametrize("control", CONTROLS)
 def test_a_deliberate_mistake_shows_exactly_where_the_table_says(control, target):
-    """With the steps of all five optimizers where those are fast, of Eta elsewhere."""
+    """And nowhere else, by all checks where those are fast; elsewhere by the checks in which it must show."""
     wrong = CONTROLS[control](target)
     if wrong is target:
         assert not set.union(*map(set, RED[control].values())) & set(target.paths)
         return
     full = target.name in ("numpy cpu float32", "torch cpu float32")
-    ran = list(run(wrong, None if full else ETA_ALONE if control == "restart" else FEWER))
+    ran = list(run(wrong, None if full else fewer(control)))
     normal, families = results(target), {place(r) for r in ran}
     red = {(place(r), frozenset(normal.get(r.check, r).paths)) for r in ran if not r.ok}
     places = where(control, target)

@@ -1,7 +1,7 @@
 """What each rank of test_family_ranks.py does: five steps of every class in every arrangement over ranks."""
 
 import faulthandler
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from typing import Any
 from unittest.mock import patch
@@ -22,6 +22,7 @@ from zeta import Route, family
 from zeta.backends import torch as backend
 from zeta.backends.torch import orthogonalize
 from zeta.backends.torch import sums as torch_sums
+from zeta.core import Rule
 
 
 class Mine(backend.Zeta):
@@ -37,6 +38,15 @@ class MineToo(backend.Zeta):
 KINDS: dict[str, type[backend.Zeta]] = {kind.__name__: kind for kind in (Mine, MineToo)} | {
     name: kind for name, kind in vars(backend).items() if isinstance(kind, type)
 }
+
+
+def lies(rule: Rule) -> tuple[Any, ...]:
+    """How the state that an owner needs, and the sums, lie over ranks."""
+    return frozenset(rule.keeps[key] for key in rule.carried), frozenset(rule.sums.values())
+
+
+# The first class of each such way, for what is the same whatever the rule: half precision, counts, more ranks.
+UNLIKE = tuple({lies(kind.rule): name for name, kind in reversed(KINDS.items())}.values())
 STEPS = 5  # of which the second, third and fifth leave pieces out, and the first and fourth decompose
 ROUTES = {
     "wide": Route("zeta", (1, 12, 20), "matrix"),
@@ -182,37 +192,55 @@ def by_default(run: Callable[[], Any], has: bool) -> Any:
         return run()
 
 
+@cache
+def square() -> DeviceMesh:
+    return init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "parts"))
+
+
+def copies_of_rows(kind: str) -> dict[str, np.ndarray]:
+    return fsdp(kind, mesh=square())
+
+
+def default(kind: str, has: bool) -> dict[str, np.ndarray]:
+    return by_default(partial(fsdp, kind, precision=None), has)
+
+
 HALF = dict(dtype=torch.bfloat16)
 RATE = dict(maximize=True, lr=torch.tensor([0.02]))
 ONE = dict(names=("wide",))
+PARTS = "copies, state in parts"
+MULTIPLY = [kind for kind in KINDS if KINDS[kind].rule.orthogonalizes]
+MULTIPLY_UNLIKE = [kind for kind in MULTIPLY if kind in UNLIKE]
+ARRANGEMENTS: list[tuple[tuple[int, ...], str, Callable[..., dict[str, np.ndarray]], Iterable[str]]] = [
+    ((1, 2), "rows", fsdp, KINDS),
+    ((1, 2), PARTS, partial(copies, shard_state=True), KINDS),
+    ((2,), "copies", copies, KINDS),
+    ((2,), "columns", partial(fsdp, place=columns), KINDS),
+    ((2,), "tensor parallel", tensor_parallel, KINDS),
+    ((2,), "half, rows", partial(fsdp, **HALF), UNLIKE),
+    ((2,), f"half, {PARTS}", partial(copies, shard_state=True, **HALF), UNLIKE),
+    ((2,), "maximize, a tensor rate", partial(fsdp, place=columns, **RATE), UNLIKE),
+    ((2,), "default True, rows", partial(default, has=True), MULTIPLY),
+    ((2,), "default False, rows", partial(default, has=False), MULTIPLY_UNLIKE),
+    ((2,), "float16, rows", partial(fsdp, precision=torch.float16), MULTIPLY_UNLIKE),
+    ((4,), "rows", fsdp, UNLIKE),
+    ((4,), PARTS, partial(copies, shard_state=True), UNLIKE),
+    ((4,), "copies of rows", copies_of_rows, KINDS),
+    ((4,), "one matrix", partial(copies, shard_state=True, **ONE), KINDS),
+]
+CASES = [(n, name, kind) for ranks, name, _, kinds in ARRANGEMENTS for n in ranks for kind in kinds]
+COUNTED = [(cut, kind) for cut in communication.AXES for kind in UNLIKE]  # on four ranks
 
 
-def arrangements() -> Iterator[tuple[str, Any]]:
-    ranks = dist.get_world_size()
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "parts")) if ranks == 4 else None
-    for kind in KINDS:
-        yield f"{kind}: rows", partial(fsdp, kind)
-        yield f"{kind}: copies, state in parts", partial(copies, kind, shard_state=True)
-        if ranks == 2:
-            yield f"{kind}: copies", partial(copies, kind)
-            yield f"{kind}: columns", partial(fsdp, kind, columns)
-            yield f"{kind}: tensor parallel", partial(tensor_parallel, kind)
-            yield f"{kind}: half, rows", partial(fsdp, kind, **HALF)
-            yield f"{kind}: half, copies, state in parts", partial(copies, kind, shard_state=True, **HALF)
-            yield f"{kind}: maximize, a tensor rate", partial(fsdp, kind, columns, **RATE)
-        if ranks == 2 and KINDS[kind].rule.orthogonalizes:
-            for has in (True, False):
-                run = partial(fsdp, kind, precision=None)
-                yield f"{kind}: default {has}, rows", partial(by_default, run, has)
-            yield f"{kind}: float16, rows", partial(fsdp, kind, precision=torch.float16)
-        if ranks == 4:
-            yield f"{kind}: copies of rows", partial(fsdp, kind, None, mesh)
-            yield f"{kind}: one matrix", partial(copies, kind, shard_state=True, **ONE)
-            for cut in communication.AXES:
-                yield f"{kind}: counted {cut}", partial(communication.counted, cut, KINDS[kind])
-    if ranks == 2:
-        yield "Eta: mistaken", partial(mistaken, "Eta")
-        yield "Mine: mistaken", partial(mistaken, "Mine")
+def results(n: int) -> Iterator[tuple[str, Any]]:
+    """What this one of n ranks gets in each case, by "KIND: NAME"."""
+    for ranks, name, run, kinds in ARRANGEMENTS:
+        for kind in kinds if n in ranks else ():
+            yield f"{kind}: {name}", run(kind)
+    for kind in ("Eta", "Mine") if n == 2 else ():
+        yield f"{kind}: mistaken", mistaken(kind)
+    for cut, kind in COUNTED if n == 4 else ():
+        yield f"{kind}: counted {cut}", communication.counted(cut, KINDS[kind])
 
 
 def main(rank: int, ranks: int, folder: str) -> None:
@@ -220,5 +248,5 @@ def main(rank: int, ranks: int, folder: str) -> None:
     faulthandler.dump_traceback_later(200, exit=True)  # ranks that wait for one another would do so for ever
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store-{ranks}", rank=rank, world_size=ranks)
-    torch.save({name: run() for name, run in arrangements()}, f"{folder}/{ranks}-{rank}.pt")
+    torch.save(dict(results(ranks)), f"{folder}/{ranks}-{rank}.pt")
     dist.destroy_process_group()
