@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch._dynamo  # torch's optimizers import it: once for all ranks, here
 import torch.distributed as dist
+from kinds import unlike
 from rank_arrays import whole
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -22,7 +23,6 @@ from zeta import Route, family
 from zeta.backends import torch as backend
 from zeta.backends.torch import orthogonalize
 from zeta.backends.torch import sums as torch_sums
-from zeta.core import Rule
 
 
 class Mine(backend.Zeta):
@@ -38,15 +38,7 @@ class MineToo(backend.Zeta):
 KINDS: dict[str, type[backend.Zeta]] = {kind.__name__: kind for kind in (Mine, MineToo)} | {
     name: kind for name, kind in vars(backend).items() if isinstance(kind, type)
 }
-
-
-def lies(rule: Rule) -> tuple[Any, ...]:
-    """How the state that an owner needs, and the sums, lie over ranks."""
-    return frozenset(rule.keeps[key] for key in rule.carried), frozenset(rule.sums.values())
-
-
-# The first class of each such way, for what is the same whatever the rule: half precision, counts, more ranks.
-UNLIKE = tuple({lies(kind.rule): name for name, kind in reversed(KINDS.items())}.values())
+UNLIKE = unlike(KINDS)  # for what is the same whatever the rule: half precision, counts, more ranks
 STEPS = 5  # of which the second, third and fifth leave pieces out, and the first and fourth decompose
 ROUTES = {
     "wide": Route("zeta", (1, 12, 20), "matrix"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from kinds import unlike
 from mlx.nn import average_gradients
 from mlx.optimizers import AdamW, MultiOptimizer
 from mlx.utils import tree_flatten, tree_unflatten
@@ -65,6 +66,7 @@ class Mine(backend.Zeta):
 
 
 KINDS = {name: kind for name, kind in vars(mlx).items() if isinstance(kind, type)} | {"Mine": Mine}
+UNLIKE = unlike(KINDS)
 
 
 def family_start():
@@ -157,11 +159,11 @@ def training(optimizer="zeta"):
 def main(folder):
     group = mx.distributed.init(strict=True, backend="ring")
     found = {"steps": ten_steps(group), "work": {"flops": np.array(work(group))}, "zeta": training()}
-    found |= {f"family {kind}": family_steps(kind, group) for kind in KINDS}
-    for half in ("bfloat16", "float16"):
-        steps = {kind: family_steps(kind, group, getattr(mx, half)) for kind in ("Zeta", "Eta", "NorMuon")}
-        found |= {f"{half} {kind}": arrays for kind, arrays in steps.items()}
+    found |= {f"family {kind}": family_steps(kind, group) for kind in (KINDS if group.size() == 2 else UNLIKE)}
     if group.size() == 2:  # more would take turns on two cores
+        for half in ("bfloat16", "float16"):
+            steps = {kind: family_steps(kind, group, getattr(mx, half)) for kind in ("Zeta", "Eta", "NorMuon")}
+            found |= {f"{half} {kind}": arrays for kind, arrays in steps.items()}
         found |= {"messages": many_messages(group), "several": several_optimizers(group)}
         found |= {"adamw": training("adamw"), "muon": training("muon")}
         for name, mistake in {"dropped": dropped(group.rank()), "halved": halved}.items():
