@@ -35,7 +35,9 @@ HERE = Path(__file__).parent
 
 def run(tasks: list[str], optimizers: list[str], steps: int | None, out: Path, workers: int, device: str) -> None:
     """Deals the missing runs out to processes and appends a line for each that is done, until none is missing."""
-    known, idle, busy, about = read(out), [worker(device) for _ in range(workers)], dict[Any, Setting](), versions()
+    known = read(out)
+    check_data(known, tasks, out)
+    idle, busy, about = [worker(device) for _ in range(workers)], dict[Any, Setting](), versions()
     about |= {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
     whole(out)
     with out.open("a") as file:
@@ -62,6 +64,14 @@ def read(out: Path) -> Known:
     """The runs in a file; a last line cut short by a kill is left out."""
     lines = [json.loads(line) for line in out.read_text().split("\n")[:-1]] if out.exists() else []
     return {Setting(*(line[name] for name in Setting._fields)): line for line in lines}
+
+
+def check_data(known: Known, tasks: list[str], out: Path) -> None:
+    """The text is the library of the Python that runs this: a run on another's would pass for one of these."""
+    for task in tasks:
+        before = {line["data"] for s, line in known.items() if s.task == task}
+        if before and (now := TASKS[task][0]().data) not in before:
+            raise SystemExit(f"{out}: {task} was trained on data of checksum {before}, here it is {now}; use --out")
 
 
 def whole(out: Path) -> None:
@@ -132,7 +142,11 @@ def main(arguments: list[str] | None = None) -> None:
         except ValueError as error:
             parser().error(str(error))
         return run(args.tasks, args.optimizers, args.steps, args.out, args.workers, args.device)
-    known = {s: line for s, line in read(args.out).items() if s.optimizer in args.optimizers and s.task in args.tasks}
+    known = {
+        s: line
+        for s, line in read(args.out).items()
+        if s.optimizer in args.optimizers and s.task in args.tasks and s.steps == (args.steps or TASKS[s.task][1])
+    }
     ran = outcomes(known)
     if not ran:
         raise SystemExit(f"no fresh seed of these is in {args.out}: `run` with the same flags continues")

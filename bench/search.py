@@ -90,7 +90,7 @@ def beside(s: Setting, axis: str) -> list[Setting]:
         rest = [(1 - s.b1) * factor for factor in (0.5, 2)]
         return [s._replace(b1=round(1 - x, 6)) for x in rest if 0.01 < x < 1]
     value = getattr(s, axis)
-    low = 0.01 if axis == "weight_decay" else 0.0  # less takes a hundredth of the weights, in the longest run
+    low = 0.001 if axis == "weight_decay" else 0.0  # less takes a fiftieth of the weights, in the longest run
     return [s._replace(**{axis: x}) for x in (value / 2, 2 * value) if x > low]
 
 

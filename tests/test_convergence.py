@@ -60,7 +60,8 @@ def test_the_search_ends_where_no_neighbour_is_better(name, lowest):
 
 def test_axes_end_where_nothing_changes_any_more():
     s = start_of("vit", "zeta")
-    assert [t.weight_decay for t in searching.beside(s._replace(weight_decay=0.0125), "weight_decay")] == [0.025]
+    least = s._replace(weight_decay=0.0015625)
+    assert [t.weight_decay for t in searching.beside(least, "weight_decay")] == [0.003125]
     assert [t.b1 for t in searching.beside(s._replace(b1=0.2), "b1")] == [0.6]
     assert [t.b1 for t in searching.beside(s._replace(b1=0.9875), "b1")] == [0.975]
 
@@ -208,6 +209,12 @@ def test_a_killed_run_goes_on(tmp_path, capsys, monkeypatch):
     assert f"{searched} (AdamW {searched}), which looked at the search's split {searched} times" in told
     main(["plot", *flags])
     assert out.with_suffix(".png").stat().st_size > 10_000
+
+    with pytest.raises(SystemExit, match="no fresh seed"):
+        main(["table", "--out", str(out), "--tasks", "vit"])  # of full length
+    out.write_text(out.read_text().replace('"data": "', '"data": "other'))
+    with pytest.raises(SystemExit, match="data of checksum"):
+        main(["run", *flags])
 
 
 def test_the_picture_of_sizes_is_drawn_of_what_there_is(tmp_path):
