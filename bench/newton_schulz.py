@@ -45,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     side = side_of(options.backend, options.device)
     if options.errors:
-        rows = list(errors(side, options.checkpoint))
+        rows = list(errors(side, options.checkpoint, options.shapes or quick(side)))
         show("Relative error against float64, beside the peer's", rows, options)
         return
     contenders, shapes = peers(side), options.shapes or SHAPES[name_of(side)]
@@ -92,10 +92,14 @@ def work(shape: tuple[int, int, int]) -> float:
     return len(JORDAN) * count * (4 * short**2 * long + 2 * short**3)
 
 
-def errors(side: Any, checkpoint: Path | None) -> Iterator[Row]:
-    """Error by kind of input, of ours and of the peer, on shapes for which a turn of the peer's or an SVD is quick."""
+def quick(side: Any) -> list[tuple[int, int, int]]:
+    """Those of its shapes for which a turn of the peer's and an SVD are quick."""
     limit = 5e11 if side.kind == "cuda" else 5e9
-    shapes = list({shape[1:]: shape for shape in SHAPES[name_of(side)] if work((1, *shape[1:])) < limit}.values())
+    return list({shape[1:]: shape for shape in SHAPES[name_of(side)] if work((1, *shape[1:])) < limit}.values())
+
+
+def errors(side: Any, checkpoint: Path | None, shapes: list[tuple[int, int, int]]) -> Iterator[Row]:
+    """Error by kind of input, of ours and of the peer; of a stack of matrices, of one."""
     for kind, x in [*inputs(shapes), *(whitened_momentum(checkpoint) if checkpoint else [])]:
         given, oracle = side.array(x), polynomial(x)
         ours, theirs = (error(side.numpy(f(given)), oracle) for f in (side.newton_schulz, side.peers()["Muon"]))

@@ -59,7 +59,7 @@ SIZES = {f"lm_{name}": Size(3, width, 16, 128, 512) for name, width in (("100k",
 
 
 def lm(size: Size = SHORT, experts: bool = False) -> Task:
-    """examples/train_lm.py's model on Python's own library; one half of the held-out files is for claims alone."""
+    """examples/train_lm.py's model on Python's standard library; one half of the held-out files is for claims alone."""
     config, length = size.config, size.context + 1
     train, validation = (np.frombuffer(part, np.uint8) for part in text.load())
     rope = tuple(torch.tensor(a, dtype=torch.float32) for a in model.rotations(config))

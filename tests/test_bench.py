@@ -19,6 +19,7 @@ PRINTED = {  # the first cell of a table's head -> what its rows, so many, are l
     "CUDA": ("nvidia-h100-torch.txt", 16),
     "float32, torch, cpu": ("amd-epyc-avx512-torch.txt", 8),
     "bfloat16, torch, cpu": ("amd-epyc-avx512-torch.txt", 8),
+    "errors, bfloat16": ("amd-epyc-avx512-torch.txt", 16),
     "torch, cpu": ("amd-epyc-avx512-torch.txt", 6),
     "MLX, cpu": ("amd-epyc-avx512-mlx.txt", 7),
     "MLX, cpu, compiled": ("amd-epyc-avx512-mlx.txt", 4),

@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="zeta", description="Zeta, a matrix optimizer: is it right on this machine?")
+    parser = Parser(prog="zeta", description="Zeta, a matrix optimizer: check, measure and use it on this machine.")
     parser.add_argument("--version", action="version", version=f"zeta {version('zeta-optim')}")
     commands: argparse._SubParsersAction[argparse.ArgumentParser]
     commands = parser.add_subparsers(metavar="COMMAND")  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Zeta for MLX: a fused Newton-Schulz, and `mlx.optimizers.Optimizer`s for all of a model's parameters.
+"""Zeta for MLX: its own Newton-Schulz, and `mlx.optimizers.Optimizer`s for all of a model's parameters.
 
 The family is Zeta with another rule for the matrices: arguments, routing, ranks, AdamW for the rest, saved state and
 half-precision parameters are Zeta's; what learning_rate means is the rule's to say.

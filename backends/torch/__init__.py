@@ -1,4 +1,4 @@
-"""Zeta for torch on CPU, CUDA and MPS: a fused Newton-Schulz, and `torch.optim.Optimizer`s for all of a model.
+"""Zeta for torch on CPU, CUDA and MPS: its own Newton-Schulz, and `torch.optim.Optimizer`s for all of a model.
 
 The family is Zeta with another rule for the matrices: arguments, routing, ranks, AdamW for the rest, saved state and
 half-precision parameters are Zeta's; what lr means is the rule's to say.

@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     )
     text = p.add_argument_group("text")
     text.add_argument(
-        "--data", type=Path, metavar="PATH", help="a text file or a folder of them (default: Python's own library)"
+        "--data", type=Path, metavar="PATH", help="a text file or a folder of them (default: Python's standard library)"
     )
     text.add_argument("--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json (default: bytes)")
     text.add_argument(
