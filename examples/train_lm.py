@@ -56,7 +56,10 @@ def train(given: dict[str, Any]) -> int:
     if s["tokenizer"] or s["vocab"]:
         need("a vocabulary", "tokenizers")
     source = text.load(s["data"] and Path(s["data"]))
-    out.mkdir(parents=True, exist_ok=True)
+    if saved or "out" in given or LAUNCHED:  # ranks must choose alike
+        out.mkdir(parents=True, exist_ok=True)
+    else:
+        out = claim(out)
     words = tokens.choose(out, s["tokenizer"] and Path(s["tokenizer"]), s["vocab"], source.train, resume=bool(saved))
     config = model.Config(**{name: s[name] for name in settings.SHAPE} | {"vocab": words.size})
     trainer = make_trainer(library, config, s)
@@ -104,6 +107,16 @@ def choose_folder(given: dict[str, Any]) -> Path:
     if there and not resume:
         raise ValueError(f"{out / FILE} is there already: continue from it with --resume, or choose another --out")
     return out
+
+
+def claim(out: Path) -> Path:
+    """Makes this numbered folder, or the first after it that no other run has made."""
+    while True:
+        try:
+            out.mkdir(parents=True)
+            return out
+        except FileExistsError:
+            out = out.with_name(str(int(out.name) + 1))
 
 
 def make_trainer(library: str, config: model.Config, s: dict[str, Any]) -> Any:

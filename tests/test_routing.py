@@ -20,6 +20,7 @@ from zeta.routing.layout import check_route
         ("blocks.2.head.weight", (8, 8)),  # a layer's own head, not the output's
         ("", (8, 8)),
         ("weight", (8, 8)),
+        ("up.parametrizations.weight.original1", (64, 1)),
         ("encoder.patch_embeddings.projection.weight", (8, 12)),
     ],
 )
@@ -49,7 +50,10 @@ def test_matrices(name, shape):
         ("classifier.out_proj.weight", (10, 32), "output head"),  # RoBERTa
         ("base_model.model.classifier.modules_to_save.default.weight", (10, 32), "output head"),  # PEFT
         ("_orig_mod.lm_head.weight", (1000, 32), "output head"),  # torch.compile
+        ("unembed.weight", (1000, 32), "output head"),
         ("layer_scale", (32, 1, 1), "vector"),
+        ("up.parametrizations.weight.original0", (64, 1), "norm"),
+        ("up.weight_g", (64, 1), "norm"),
         ("layers.0.self_attn.q_proj.scales", (64, 2), "quantisation scale"),
         ("layers.0.mlp.switch_mlp.up_proj.biases", (4, 64, 2), "quantisation scale"),
     ],

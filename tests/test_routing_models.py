@@ -64,6 +64,15 @@ def test_torch_and_mlx_agree(name):
     assert {n: r for n, r in torch.items() if n != "lm_head.weight" or n in mlx} == mlx
 
 
+def test_lengths_of_a_weight_norm_go_to_adamw():
+    torch = pytest.importorskip("torch")
+    norm, layers = torch.nn.utils.parametrizations.weight_norm, (torch.nn.Linear(8, 16), torch.nn.Conv1d(8, 16, 3))
+    for layer in layers:
+        found = zeta.routes(torch.nn.Sequential(norm(layer), torch.nn.Linear(4, 4)))
+        assert found["0.parametrizations.weight.original0"].treatment == "adamw"
+        assert found["0.parametrizations.weight.original1"].treatment == "zeta"
+
+
 def test_a_mixture_of_experts_agrees():
     """Transformers fuses gate and up of all experts; mlx-lm keeps two stacks of them."""
     torch, mlx = both("qwen3_moe")

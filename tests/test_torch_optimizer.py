@@ -6,6 +6,7 @@ import io
 import pickle
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -449,6 +450,64 @@ def test_a_parameter_named_like_anothers_state_is_refused():
     model["optimizer"] = torch.nn.ModuleDict({"step": torch.nn.ModuleDict({"up": torch.nn.Linear(4, 4)})})
     with pytest.raises(ValueError, match=r"optimizer\.step\.up\.weight has the name of the state of up\.weight"):
         named_state(model, trained(model))
+
+
+def test_names_that_become_one_are_refused():
+    model = torch.nn.Module()
+    model.module, model.weight = torch.nn.Linear(4, 4), torch.nn.Parameter(torch.ones(4, 4))
+    with pytest.raises(ValueError, match=r"module\.weight would be saved as weight, and so would another"):
+        named_state(model, Zeta(param_groups(model)))
+
+
+def test_statistics_of_a_batch_norm_are_saved():
+    def make():
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 4))
+        model.register_buffer("scratch", torch.zeros(2), persistent=False)
+        return model
+
+    model, twin = make(), make()
+    optimizer = Zeta(param_groups(model))
+    model(torch.randn(8, 4)).square().sum().backward()
+    optimizer.step()
+    saved = {name: value.clone() for name, value in named_state(model, optimizer).items()}
+    assert not {"scratch", "1.num_batches_tracked"} & saved.keys()
+    load_named_state(twin, Zeta(param_groups(twin)), saved)
+    x = torch.randn(3, 4)
+    assert torch.equal(model.eval()(x), twin.eval()(x))
+    del saved["1.running_var"]
+    with pytest.raises(ValueError, match="lacks"):
+        load_named_state(twin, Zeta(param_groups(twin)), saved)
+
+
+def test_a_group_s_treatment_overrules_its_routes():
+    model = Model()
+    groups = param_groups(model)
+    groups[0]["treatment"] = "adamw"
+    optimizer = Zeta(groups)
+    train(model, optimizer, 1)
+    assert all("step" in optimizer.state[p] for p in model.parameters())
+    for given in ({"treatment": "adamw"}, {"options": lambda name, p: {"treatment": "adamw"}}):
+        with pytest.raises(ValueError, match="overrides="):
+            param_groups(model, **given)
+
+
+def test_a_copy_gives_later_groups_what_the_original_would():
+    model = Model()
+    optimizer = Zeta(param_groups(model), lr=1e-3, ns_steps=3, adamw={"lr": 5e-4})
+    for copied in (copy.deepcopy(optimizer), optimizer):
+        copied.add_param_group({"params": [("late.bias", torch.nn.Parameter(torch.ones(4)))]})
+        copied.add_param_group({"params": [("late.up", torch.nn.Parameter(torch.ones(4, 4)))], "ns_steps": 5})
+        assert copied.param_groups[-2]["lr"] == 5e-4 and len(copied.param_groups[-1]["coefficients"]) == 5
+
+
+def test_parameters_of_one_layer_say_too_little():
+    model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(9, 4), "up": torch.nn.Linear(4, 4)})
+    with pytest.warns(UserWarning, match="no names that say their layers"):
+        Zeta([{"params": layer.named_parameters()} for layer in model.values()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Zeta([{"params": model["embed"].named_parameters(), "treatment": "adamw"}])
+        Zeta(model.named_parameters())
 
 
 def test_the_family_shows_its_settings_and_takes_a_subclass_for_what_it_is():

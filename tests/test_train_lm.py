@@ -314,6 +314,10 @@ def test_runs_are_numbered(tmp_path: Path, data: Path, monkeypatch: pytest.Monke
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["1", "2"]
 
 
+def test_runs_that_begin_together_take_folders_of_their_own(tmp_path: Path) -> None:
+    assert [train_lm.claim(tmp_path / "runs/1").name for _ in range(3)] == ["1", "2", "3"]
+
+
 def test_of_runs_with_a_gap_the_newest_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("1", "9", "10", "mine"):

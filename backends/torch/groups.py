@@ -49,7 +49,10 @@ def param_groups(
     for treatment in ("zeta", "adamw"):
         for name, p in model.named_parameters():
             if name in by_name and by_name[name].treatment == treatment:
-                own = common | dict((options and options(name, p)) or {}) | {"treatment": treatment}
+                own = common | dict((options and options(name, p)) or {})
+                if "treatment" in own:
+                    raise ValueError(f"{name} is given the treatment {own['treatment']!r}: give overrides= instead")
+                own["treatment"] = treatment
                 group = next((g for g in groups if _without_params(g) == own), None)
                 if group is None:
                     groups.append(group := own | {"params": [], "routes": []})
@@ -166,14 +169,17 @@ def group_routes(group: dict[str, Any]) -> list[tuple[Any, ...]]:
     params: list[Tensor] = group["params"]
     names = group.get("param_names") or [""] * len(params)
     check_parameters(zip(names, params, strict=True))
-    if "routes" in group:
-        given = [check_route(Route(*r), tuple(p.shape)) for r, p in zip(group["routes"], params, strict=True)]
-        return [tuple(r) for r in given]
-    by_rule = [route(name, tuple(p.shape)) for name, p in zip(names, params, strict=True)]
-    if group["treatment"] is not None:
-        by_rule = [overruled(r, group["treatment"], tuple(p.shape)) for r, p in zip(by_rule, params, strict=True)]
-    warn_of_doubts(dict(zip(names, by_rule, strict=True)), "pass zeta.backends.torch.param_groups(model) instead")
-    return [tuple(r) for r in by_rule]
+    given, wish = "routes" in group, group["treatment"]
+    if given:
+        found = [check_route(Route(*r), tuple(p.shape)) for r, p in zip(group["routes"], params, strict=True)]
+    else:
+        found = [route(name, tuple(p.shape)) for name, p in zip(names, params, strict=True)]
+    for i, p in enumerate(params):
+        if wish is not None and not (given and found[i].treatment == wish):
+            found[i] = overruled(found[i], wish, tuple(p.shape))
+    if not given:
+        warn_of_doubts(dict(zip(names, found, strict=True)), "pass zeta.backends.torch.param_groups(model) instead")
+    return [tuple(r) for r in found]
 
 
 def check_gradients(groups: list[dict[str, Any]], owner: str) -> None:

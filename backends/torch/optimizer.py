@@ -176,17 +176,15 @@ class Zeta(torch.optim.Optimizer):
             self._shapes[id(p)] = p.shape
             self.place(p)  # refuses what cannot be; and a step that is compiled could not look for it
         self._check(group)  # again, since ranks are known
-        if (
-            guessed
-            and "param_names" not in group
-            and group["treatment"] is None
-            and any(p.ndim > 1 for p in group["params"])
-        ):
-            shapes = sorted({tuple(p.shape) for p in group["params"] if p.ndim > 1})
+        names = group.get("param_names") or [""] * len(group["params"])
+        # "weight" is what the named_parameters() of a layer alone say
+        nameless = [p for name, p in zip(names, group["params"], strict=True) if name in ("", "weight") and p.ndim > 1]
+        if guessed and nameless and group["treatment"] is None:
+            shapes = sorted({tuple(p.shape) for p in nameless})
             warnings.warn(
-                f"parameters of shapes {shapes} have no names: embeddings and output heads cannot be told from other "
-                "matrices, so all are taken for matrices; pass zeta.backends.torch.param_groups(model) or "
-                "named_parameters()",
+                f"parameters of shapes {shapes} have no names that say their layers: embeddings and output heads "
+                "cannot be told from other matrices, so all are taken for matrices; pass "
+                "zeta.backends.torch.param_groups(model), or named_parameters() of the whole model",
                 stacklevel=5,
             )
 
@@ -202,13 +200,12 @@ class Zeta(torch.optim.Optimizer):
                 "shard_state=True leaves each rank the state of a part, so that a copy could not step alone: "
                 "copy through save_sharded and load_sharded"
             )
-        return super().__getstate__()
+        return super().__getstate__() | {"_coefficients": self._coefficients, "_adamw": self._adamw}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if not hasattr(self, "_ranks"):  # a copy: process groups are not copied, so it steps alone
-            self._ranks, self._coefficients, self._adamw = Ranks(), self.defaults["coefficients"], {}
-            self._shapes, self._exact, self._measured = {}, None, []
+            self._ranks, self._shapes, self._exact, self._measured = Ranks(), {}, None, []
 
     def needs(self) -> dict[Tensor, dict[str, tuple[int, ...]]]:
         """The keys of each parameter's state, with their shapes."""

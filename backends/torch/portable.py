@@ -1,7 +1,7 @@
 """A model's parameters and optimizer state by name: what `zeta.checkpoint` and torch.distributed.checkpoint save."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,8 @@ WRAPPER = re.compile(r"(^module|\b_orig_mod|_fsdp_wrapped_module|_checkpoint_wra
 def named_state(params: Any, optimizers: Any) -> dict[str, Tensor]:
     """{NAME: parameter, "optimizer.KEY.NAME": state}, each placed over the ranks as it is, nothing copied.
 
-    `params` is a model or {name: parameter}, `optimizers` one of torch's or several.
+    `params` is a model or {name: parameter}, `optimizers` one of torch's or several. With a model's parameters come its
+    persistent buffers of floating point, such as a batch norm's statistics.
     """
     model, owner = named(params), owners(optimizers)
     arrays = dict(model)
@@ -88,14 +89,24 @@ def needs(model: Mapping[str, Tensor], owner: Mapping[Tensor, Any]) -> dict[str,
 
 
 def named(params: Any) -> dict[str, Any]:
-    """{name: parameter}, without what wrappers (DDP, torch.compile, activation checkpoints) put into a name.
+    """{name: parameter or buffer}, without what wrappers (DDP, torch.compile, activation checkpoints) put into a name.
 
-    Raises ValueError for a name that would be read as another parameter's state.
+    Raises ValueError for a name that would be read as another's, or as another parameter's state.
     """
-    pairs = params.named_parameters() if hasattr(params, "named_parameters") else dict(params).items()
-    model = {WRAPPER.sub("", name): p for name, p in pairs}
+    model: dict[str, Tensor] = {}
+    for full, p in _parameters_and_buffers(params) if hasattr(params, "named_parameters") else dict(params).items():
+        name = WRAPPER.sub("", full)
+        if name in model:
+            raise ValueError(f"{full} would be saved as {name}, and so would another of the model's: rename it")
+        model[name] = p
     check_names(model)
     return model
+
+
+def _parameters_and_buffers(model: Any) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    buffers = {name: b for name, b in model.named_buffers() if b.is_floating_point()}
+    yield from ((name, buffers[name]) for name in model.state_dict() if name in buffers)  # the persistent ones
 
 
 def owners(optimizers: Any) -> dict[Tensor, Any]:

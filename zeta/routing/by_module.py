@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from typing import Any
 
-from zeta.routing.by_name import overruled, route, warn_of_doubts
+from zeta.routing.by_name import is_length, layer_of, overruled, route, warn_of_doubts
 from zeta.routing.fused import FUSED, QKV, UNSURE, Layer
 from zeta.routing.kinds import Model, Place, bases, kind_of, place
 from zeta.routing.layout import Route
@@ -66,6 +66,8 @@ def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _layer(name: str, shape: tuple[int, ...], model: Model, per_head: bool) -> Layer:
     """What the name says, corrected by what the modules around it say."""
+    if is_length(name, shape):
+        return layer_of(name, shape)
     at = place(name, model.modules)
     layer = kind_of(at, shape, model)
     owner, names = model.modules[at.path], bases(model.modules[at.path])

@@ -31,6 +31,7 @@ LM_HEAD = re.compile(r"(^|_)lm_heads?$")
 HEAD_END = re.compile(r"((^|[._])(head|classifier)\.(fc|out_proj|out)|^fc)$")  # of timm, RoBERTa, torchvision
 STACK = re.compile(r"expert|switch_mlp|switch_glu|moe")
 CONVOLUTION = re.compile(r"conv|patch_embed")
+LENGTHS = re.compile(r"(^|\.)(parametrizations\.\w+\.original0|\w+_g)$")  # torch.nn.utils' two weight norms
 LORA = re.compile(r"(^|\.)lora_[abAB](\.|$)")
 LEAF = re.compile(r"^(weight|bias|kernel|scale|gamma|beta|\d+)$")
 # What torch.compile, DDP, FSDP, activation checkpoints and PEFT add to a path.
@@ -106,9 +107,11 @@ def layer_of(name: str, shape: tuple[int, ...]) -> Layer:
         return Layer("quantisation scale", owner)
     if leaf.endswith("bias") and owner != "relative_attention_bias":
         return Layer("bias", owner)
+    if is_length(name, shape):
+        return Layer("norm", owner)
     if "norm" in owner or re.match(r"ln(_|\d|$)", owner):
         return Layer("norm", owner)
-    if EMBEDDING.search(owner) and len(shape) < 4:
+    if EMBEDDING.search(owner) and owner != "unembed" and len(shape) < 4:
         return Layer("embedding", owner)
     if LM_HEAD.search(owner) or (not inside_layer and (HEAD.match(owner) or HEAD_END.search(".".join(modules)))):
         doubt = "is one of several layers of the head, of which only the last should go to AdamW"
@@ -117,6 +120,11 @@ def layer_of(name: str, shape: tuple[int, ...]) -> Layer:
         return Layer("convolution", owner)
     unknown = len(shape) == 3 and not STACK.search(name)
     return Layer("matrix", owner, doubt="is taken for a stack of matrices, but may be a convolution" if unknown else "")
+
+
+def is_length(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether an array holds the lengths that a weight norm keeps of its matrix's rows."""
+    return bool(LENGTHS.search(name)) and sum(n > 1 for n in shape) < 2
 
 
 def overruled(by_rule: Route, wish: str | Route, shape: tuple[int, ...]) -> Route:
