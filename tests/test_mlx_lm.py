@@ -136,7 +136,19 @@ WRONG: dict[str, tuple[dict[str, Any], str, Callable[[Path], None]]] = {  # opti
         "the optimizer is 'zeeta', but must be one of adam, .*, zeta, .*, eta, .*, schattor$",
         content,
     ),
-    "option": (UNKNOWN, "optimizer_config of zeta: Zeta takes no momentum: it is the first of betas", content),
+    "schedule": ({"lr_schedule": {"name": "cosine"}}, "lr_schedule: ", content),
+    "words": ({"optimizer_config": {"zeta": [1]}}, "optimizer_config of zeta: cannot convert", content),
+    "regex": (
+        {"optimizer_config": {"zeta": {"overrides": {"(": "adamw"}}}},
+        "optimizer_config of zeta.*unterminated",
+        content,
+    ),
+    "dtype": ({"optimizer_config": {"zeta": {"ns_dtype": "int8"}}}, "ns_dtype is 'int8', but must be", content),
+    "option": (
+        UNKNOWN,
+        "optimizer_config of zeta: Zeta takes no momentum: it is the first of betas",
+        content,
+    ),
     "lost": ({}, r"there is no .*adapters\.state\.safetensors.*: give .*, or leave the flag out", lose),
     "cut": ({}, "adapters.state.safetensors cannot be read.*: use another copy", cut),
     "optimizer": ({"optimizer": "eta"}, "of a run with optimizer zeta, and this one has eta: resume with", content),
@@ -149,7 +161,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, Callable[[Path], None]]] = {  # opti
 }
 
 
-ONLY_IN_YAML = ("option", "rank")  # mlx-lm has no flag for these
+ONLY_IN_YAML = ("option", "rank", "schedule", "words", "regex", "dtype")  # mlx-lm has no flag for these
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ mx = pytest.importorskip("mlx.core")
 nn = pytest.importorskip("mlx.nn")
 
 import mlx.optimizers as optim  # noqa: E402
-from mlx.utils import tree_flatten, tree_unflatten  # noqa: E402
+from mlx.utils import tree_flatten, tree_map, tree_unflatten  # noqa: E402
 
 import zeta  # noqa: E402
 from zeta import adamw, core, preconditioned  # noqa: E402
-from zeta.backends.mlx import Muon, NorMuon, Zeta, newton_schulz  # noqa: E402
+from zeta.backends import mlx as mlx_backend  # noqa: E402
+from zeta.backends.mlx import Muon, NorMuon, Zeta, load_named_state, named_state, newton_schulz, to_numpy  # noqa: E402
 from zeta.backends.mlx.ranks import together  # noqa: E402
 from zeta.parity.checks import assert_close  # noqa: E402
 
@@ -224,6 +225,8 @@ def test_state_of_another_model_is_refused_at_the_first_step():
     optimizer.state = {"inner" if name == "layers" else name: value for name, value in first.state.items()}
     with pytest.raises(ValueError, match=r"inner\.0\..*another model"):
         train(model, optimizer, 1)
+    with pytest.raises(ValueError, match=r"another model"):
+        optimizer.init({"blocks": model.trainable_parameters()["layers"]})
     again.state = first.state
     model.layers[0].freeze()
     params = model.trainable_parameters()
@@ -413,6 +416,127 @@ def test_what_a_name_leaves_open_is_reported_and_the_model_decides_it():
 def test_what_it_does_not_take_is_told_in_a_line(options, message):
     with pytest.raises(TypeError, match=message):
         Muon(**options)
+
+
+def test_a_dtype_of_products_is_one_of_floating_point():
+    assert Zeta(ns_dtype="bfloat16").ns_dtype == mx.bfloat16  # as a YAML file says it
+    for wrong in ("int8", "half", mx.int32, 16, np.float32):
+        with pytest.raises(ValueError, match=r"ns_dtype is .*, but must be None or one of float16"):
+            Zeta(ns_dtype=wrong)
+
+
+def test_moments_of_a_narrow_state_take_no_digits_off_the_weights():
+    model, optimizer = Model(), Zeta(1e-6)
+    train(model, optimizer, 1)
+    optimizer.state = tree_map(lambda x: x.astype(mx.bfloat16) if x.dtype == mx.float32 else x, optimizer.state)
+    before = flat(model)
+    train(model, optimizer, 1)
+    assert max(np.abs(array - before[name]).max() for name, array in flat(model).items()) < 1e-5
+    assert {x.dtype for name, x in tree_flatten(optimizer.state) if "exp_avg" in name} == {mx.float32}
+
+
+def test_what_rounding_took_off_joins_weights_that_have_room_for_it():
+    model, optimizer = Model(), Zeta(0.05)
+    model.set_dtype(mx.bfloat16)
+    train(model, optimizer, 2)
+    remainder = np.array(optimizer.state["layers"][0]["weight"]["remainder"].astype(mx.float32))
+    model.set_dtype(mx.float32)
+    weight, optimizer.learning_rate = np.array(model.layers[0].weight), 0.0
+    train(model, optimizer, 1)
+    assert np.abs(remainder).max() > 1e-4
+    np.testing.assert_allclose(np.array(model.layers[0].weight), weight + remainder, rtol=1e-6)
+    assert not any(name.endswith("remainder") for name, _ in tree_flatten(optimizer.state))
+
+
+@pytest.mark.parametrize("kind", [Muon, Zeta])
+def test_a_matrix_that_adamw_takes_over_begins_anew(kind):
+    model, other = Model(), Model()
+    first = kind(0.05, routes=zeta.routes(model))
+    train(model, first, 20)
+    then = kind(1e-3, routes=zeta.routes(model, {"layers": "adamw"}), weight_decay=0.0)
+    then.state = dict(tree_unflatten(tree_flatten(first.state)))
+    before = np.array(model.layers[0].weight)
+    then.learning_rate = 1e-3
+    train(model, then, 1)
+    moved = np.abs(np.array(model.layers[0].weight) - before).max()
+    assert moved < 2e-3  # AdamW's entry moves by about its rate; without its variance's past it would by ten times that
+    assert other is not model
+
+
+def test_a_rate_in_half_precision_still_decays():
+    model = Model()
+    before, optimizer = np.array(model.layers[0].weight), Zeta(1e-3, weight_decay=0.1)
+    optimizer.learning_rate = mx.array(1e-3, mx.bfloat16)
+    zeros = tree_map(mx.zeros_like, model.trainable_parameters())
+    optimizer.update(model, zeros)
+    np.testing.assert_allclose(np.array(model.layers[0].weight), before * (1 - 1e-4), rtol=1e-6)
+
+
+class Convolutions(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.stem, self.up = nn.Conv2d(3, 8, size), nn.ConvTranspose2d(8, 3, size)
+        self.head = nn.Linear(3, 4)
+
+    def __call__(self, x):
+        return self.head(self.up(self.stem(x)).mean((1, 2)))
+
+
+@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("kind", ["Zeta", "Eta"])
+def test_convolutions_move_to_torch_and_back(size, kind):
+    torch = pytest.importorskip("torch")
+    from zeta.backends import torch as there
+
+    class Twin(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.up = torch.nn.Conv2d(3, 8, size), torch.nn.ConvTranspose2d(8, 3, size)
+            self.head = torch.nn.Linear(3, 4)
+
+        def forward(self, x):
+            return self.head(self.up(self.stem(x)).mean((2, 3)))
+
+    def step(model, optimizer):
+        optimizer.update(model, nn.value_and_grad(model, lambda m: (m(x) - 1).square().mean())(model)[1])
+
+    x, model, twin, again = mx.random.normal((2, 6, 6, 3)), Convolutions(size), Twin(), Convolutions(size)
+    given = torch.tensor(np.array(x)).permute(0, 3, 1, 2)
+    own, back = (
+        getattr(mlx_backend, kind)(1e-2, routes=zeta.routes(m), ns_dtype=mx.float32, decay_vectors=True)
+        for m in (model, again)
+    )
+    other = getattr(there, kind)(there.param_groups(twin), lr=1e-2, ns_dtype=torch.float32, decay_vectors=True)
+    step(model, own)
+    there.load_named_state(twin, other, to_numpy(named_state(model, own)))
+    step(model, own)
+    (twin(given) - 1).square().mean().backward()
+    other.step()
+    np.testing.assert_allclose(np.array(model(x)), twin(given).detach().numpy(), atol=2e-4)
+    load_named_state(again, back, there.to_numpy(there.named_state(twin, other)))
+    step(again, back)
+    step(model, own)
+    np.testing.assert_allclose(np.array(again(x)), np.array(model(x)), atol=2e-4)
+
+
+def test_state_by_a_convolutions_columns_moves_nowhere():
+    model = Convolutions(3)
+    optimizer = mlx_backend.SOAP(1e-2, routes=zeta.routes(model))
+    optimizer.init(model.trainable_parameters())
+    with pytest.raises(ValueError, match="lies by the convolution's columns"):
+        named_state(model, optimizer)
+
+
+def test_a_schedule_continues_or_says_that_it_begins_anew():
+    model, schedule = {"up": {"weight": mx.ones((4, 4))}}, optim.cosine_decay(1e-2, 100)
+    first, then = Zeta(schedule), Zeta(schedule)
+    for _ in range(3):
+        first.apply_gradients(model, model)
+    saved = named_state(model, first)
+    with pytest.warns(UserWarning, match="schedules begin anew: give load_named_state step="):
+        load_named_state(model, then, saved)
+    load_named_state(model, then, saved, step=3)
+    assert then.step.item() == 3
 
 
 def test_modules_in_a_dict_with_integer_keys(tmp_path):

@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten  # noqa: E402
 from mlx_launch import launch  # noqa: E402
 
 import zeta  # noqa: E402
-from zeta.backends.mlx import Zeta  # noqa: E402
+from zeta.backends.mlx import Zeta, named_state  # noqa: E402
 from zeta.parity.checks import TOLERANCE, assert_close  # noqa: E402
 
 FAMILY = [f"family {kind}" for kind in (*script.KINDS, "in half precision")]
@@ -96,6 +96,8 @@ def test_one_ranks_rows_without_what_says_so_are_refused():
         zeta.routes(model)
     with pytest.raises(ValueError, match=r"the model is sharded.*before nn\.fully_shard"):
         zeta.routes(layer)
+    with pytest.raises(ValueError, match=r"layers\.0 is sharded.*save and load each rank's own"):
+        named_state(model, Zeta(1e-2, routes=routes, group=group))
     params = model.trainable_parameters()
     for options, message in [
         ({}, "pass routes=.*read before"),

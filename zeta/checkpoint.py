@@ -84,7 +84,12 @@ def sync(path: Path) -> None:
 
 def read_lines(path: Path) -> list[Any]:
     """The objects of a file of JSON lines, but for a last one that a kill cut short. Raises ValueError for others."""
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    try:
+        return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    except ValueError as error:
+        raise ValueError(
+            f"{path} has a line that is no JSON ({error}): use another copy, or delete the line"
+        ) from error
 
 
 def check_header(path: Path, header: Mapping[str, str]) -> None:

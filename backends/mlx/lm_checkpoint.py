@@ -167,9 +167,8 @@ def restore(saved: Saved, model: Any, optimizer: Optimizer) -> None:
     """Moves the saved weights into the model, and the state into the optimizer."""
     trained = model.trainable_parameters()
     try:
-        load_named_state(trained, optimizer, saved.arrays)
+        load_named_state(trained, optimizer, saved.arrays, saved.step)
     except ValueError as error:
         raise Refused(f"{saved.file}: {error}") from error
-    optimizer.state["step"] = mx.array(saved.step, mx.uint64)
     model.update(trained)
     saved.arrays.clear()  # or they would take up memory for the whole run

@@ -1,5 +1,6 @@
 """What `zeta mlx-lm lora` does in mlx-lm's `train_model`: makes the optimizer, takes a saved run up, saves it."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -29,14 +30,16 @@ class Name(str):
 def make(args: Any, model: Any = None) -> Optimizer:
     """The optimizer of this name with its `optimizer_config`, for the parameters that the model has now."""
     name = str(args.optimizer).lower()
-    config = dict((args.optimizer_config or {}).get(name) or {})
-    overrides = config.pop("overrides", None)
-    rate = build_schedule(args.lr_schedule) if args.lr_schedule else args.learning_rate
+    what = "lr_schedule"
     try:
+        rate = build_schedule(args.lr_schedule) if args.lr_schedule else args.learning_rate
+        what = f"optimizer_config of {name}"
+        config = dict((args.optimizer_config or {}).get(name) or {})
+        overrides = config.pop("overrides", None)
         routes = zeta.routes(model, overrides) if model is not None else None
         made: Optimizer = OURS[name](rate, routes=routes, **config)
-    except (TypeError, ValueError) as error:
-        raise Refused(f"optimizer_config of {name}: {error}") from error
+    except (AttributeError, LookupError, TypeError, ValueError, re.error) as error:
+        raise Refused(f"{what}: {error}") from error
     return made
 
 

@@ -26,16 +26,19 @@ from .stacks import in_batches
 from .state import (
     VERSION,
     State,
+    check_known,
     check_names,
     check_rate,
     check_routes,
     check_shapes,
     check_state,
     check_step,
+    dtype_of,
     is_floating,
     keyed,
     leaf,
     not_taken,
+    of_width,
     prepare,
     round_back,
     tree_flatten,
@@ -118,7 +121,7 @@ class Zeta(Optimizer):
         self._maybe_schedule("learning_rate", learning_rate)
         self.state["learning_rate"] = mx.array(self.learning_rate)  # a schedule may give a Python number
         self.betas, self.eps, self.weight_decay = hyper.betas, hyper.eps, hyper.weight_decay
-        self.routes, self.coefficients, self.ns_dtype = routes or {}, chosen(coefficients, ns_steps), ns_dtype
+        self.routes, self.coefficients, self.ns_dtype = routes or {}, chosen(coefficients, ns_steps), dtype_of(ns_dtype)
         self.decay_vectors, self._adamw = decay_vectors, Half(hyper, dict(adamw or {}), learning_rate)
         self.group = group if group is not None and group.size() > 1 else None
 
@@ -144,6 +147,8 @@ class Zeta(Optimizer):
         params = {name: p for name, p in tree_flatten(parameters) if is_floating(p)}
         routes = {name: self._route(name, p) for name, p in params.items()}
         warn_of_doubts(routes, "pass routes=zeta.routes(model)")
+        if self._loaded:
+            check_known(self.state, params)
         self._state = keyed(self._state, parameters)
         super().init(parameters)
         for name, state in self._states(params).items():
@@ -166,14 +171,16 @@ class Zeta(Optimizer):
         check_shapes(states, params, routes, self.rule.keeps)
         scheduled = {name: mx.array(schedule(self.step)) for name, schedule in self._schedulers.items()}
 
-        rate = scheduled.get("learning_rate", self.learning_rate)
+        rate = mx.array(scheduled.get("learning_rate", self.learning_rate))
+        rate = rate.astype(mx.result_type(rate, mx.array(0.0)))  # in half precision, 1 - lr * wd may be 1
         hyper = Hyper(rate, self.betas, self.eps, self.weight_decay)
         turns = Turns(2 if self.group else 1)  # a rank that owns nothing of a batch begins the next
         new, after = dict[str, mx.array](), dict[str, State]()
         for name, (w, kept) in self._step(hyper, routes, together(grads, self.group), states, params, turns):
-            new[name], after[name] = round_back(w, params[name], states[name], kept)
+            new[name], after[name] = round_back(w, params[name], kept)
             turns.end(new[name], *after[name].values())
         for name, state in after.items():
+            states[name].pop("remainder", None)  # of a parameter that was narrower when the state was saved
             states[name].update(state)
         self.state.update(scheduled, step=self.step + 1)
         self._loaded = False
@@ -190,6 +197,7 @@ class Zeta(Optimizer):
     ) -> Stepped:
         """(name, (wide param, state)) after the step of each parameter."""
         wide = {name: widen(params[name], state) for name, state in states.items()}
+        states = {name: of_width(state, wide[name]) for name, state in states.items()}
         matrices = {name: r for name, r in routes.items() if r.treatment == "zeta"}
         shards = {name: r for name, r in matrices.items() if is_shard(params[name], r)}
         messages = Messages(self.group) if self.group else None

@@ -1,15 +1,20 @@
-"""A model's parameters and optimizer state by name, under the names of torch's: what `zeta.checkpoint` saves."""
+"""A model's parameters and optimizer state by name, as torch has them: what `zeta.checkpoint` saves."""
 
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from mlx.nn.layers.base import Module
+from mlx.nn.layers.convolution import Conv1d, Conv2d, Conv3d
+from mlx.nn.layers.convolution_transpose import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from mlx.nn.layers.distributed import FullyShardedModule
 from mlx.optimizers import SGD, Adam, Muon, Optimizer
 from mlx.utils import tree_map_with_path
 
 from zeta.portable import check_names, check_parameters, check_state, parameter_of
+from zeta.stages import one, per_row
 
 from .optimizer import Zeta
 from .state import State, leaf, tree_flatten
@@ -22,50 +27,61 @@ def named_state(params: Any, optimizers: Any) -> dict[str, mx.array]:
     """{NAME: parameter, "optimizer.KEY.NAME": state}, nothing copied.
 
     `params` is a model or a dict of its parameters, `optimizers` one of MLX's or several. Steps are counted for each
-    parameter of AdamW, as in torch.
+    parameter of AdamW, as in torch. Of a model, convolutions have their channels where torch's have them. Raises
+    ValueError for state of a convolution that lies by its columns, and for a model of `nn.fully_shard`, whose ranks
+    hold some rows each.
     """
-    model = _named(params)
-    arrays = dict(model)
+    model, axes = _named(params), _channels(params)
+    arrays = {name: _as_torch(p, axes.get(name)) for name, p in model.items()}
     for name, (optimizer, state) in _owners(optimizers, model).items():
-        keys = _keys(optimizer)
-        arrays |= {f"optimizer.{keys.get(key, key)}.{name}": value for key, value in state.items()}
+        keys, moved = _keys(optimizer), _state_as_torch(name, model[name], axes.get(name), optimizer, state)
+        arrays |= {f"optimizer.{keys.get(key, key)}.{name}": value for key, value in moved.items()}
         if isinstance(optimizer, Adam) and state:
             arrays[f"optimizer.step.{name}"] = optimizer.step.astype(mx.float32)
     return arrays
 
 
-def load_named_state(params: Any, optimizers: Any, arrays: Mapping[str, Any]) -> None:
+def load_named_state(params: Any, optimizers: Any, arrays: Mapping[str, Any], step: int | None = None) -> None:
     """Continues from what `named_state` of either library gave, as NumPy arrays or MLX's.
 
-    Schedules continue from the largest step among them; where AdamW moves no parameter none is kept, so set
-    `optimizer.state["step"]`. Raises ValueError, before a parameter is changed, where names or shapes do not fit the
-    model, or the state is not what its optimizer keeps. A list of optimizers must have been told their parameters, by
-    `init`.
+    Schedules continue from `step`, without it from the largest among the arrays; where AdamW moves no parameter there
+    is none, and a schedule's optimizer warns. Raises ValueError, before a parameter is changed, where names or shapes
+    do not fit the model, or the state is not what its optimizer keeps. A list of optimizers must have been told their
+    parameters, by `init`.
     """
-    model = _named(params)
+    model, axes = _named(params), _channels(params)
     shapes = {full: tuple(a.shape) for full, a in arrays.items()}
-    check_parameters(shapes, {name: tuple(p.shape) for name, p in model.items()})
+    wholes = {name: tuple(_as_torch(p, axes.get(name)).shape) for name, p in model.items()}
+    check_parameters(shapes, wholes)
     if not isinstance(optimizers, list | tuple):
         optimizers.init(params.trainable_parameters() if isinstance(params, Module) else params)  # type: ignore[no-untyped-call]
     owners = _owners(optimizers, model)
-    check_state(shapes, model, {name: (type(o).__name__, _needs(o, state)) for name, (o, state) in owners.items()})
+    needs = {}
+    for name, (optimizer, state) in owners.items():
+        moved = _state_as_torch(name, model[name], axes.get(name), optimizer, state)
+        needs[name] = type(optimizer).__name__, _needs(optimizer, moved)
+    check_state(shapes, model, needs)
+    steps = [int(a) for full, a in arrays.items() if full not in model and full.startswith("optimizer.step.")]
+    if step is None and not steps and len(arrays) > len(model) and any(o._schedulers for o in _several(optimizers)):
+        warnings.warn("the state says no step, so that schedules begin anew: give load_named_state step=", stacklevel=2)
 
     for name, saved in _by_parameter(arrays, model).items():
-        model[name], state = _cast(saved, model[name].dtype)
+        own = {key: _as_mlx(x, wholes[name], axes.get(name)) for key, x in saved.items()}
+        model[name], state = _cast(own, model[name].dtype)
         if name in owners:
             _replace(*owners[name], state, model[name])
     params.update(tree_map_with_path(lambda name, _: model[name], _tree(params)))
-    steps = [int(a) for full, a in arrays.items() if full not in model and full.startswith("optimizer.step.")]
     for optimizer in _several(optimizers):
-        optimizer.state["step"] = mx.array(max(steps, default=0), mx.uint64)
+        optimizer.state["step"] = mx.array(max(steps, default=0) if step is None else step, mx.uint64)
 
 
 def to_numpy(state: Mapping[str, mx.array]) -> dict[str, np.ndarray[Any, Any]]:
-    """{name: array}, bfloat16 as float32.
+    """{name: array}, bfloat16 as float32, else the memory that the arrays have.
 
     `zeta.checkpoint.save(file, to_numpy(named_state(model, optimizer)), settings)` writes a file for any library.
     """
-    return {name: np.array(x.astype(mx.float32) if x.dtype == mx.bfloat16 else x) for name, x in state.items()}
+    wide = {name: x.astype(mx.float32) if x.dtype == mx.bfloat16 else x for name, x in state.items()}
+    return {name: np.array(x, copy=False) for name, x in wide.items()}
 
 
 def _tree(params: Any) -> Any:
@@ -73,9 +89,54 @@ def _tree(params: Any) -> Any:
 
 
 def _named(params: Any) -> dict[str, mx.array]:
+    for path, module in _modules(params):
+        if isinstance(module, FullyShardedModule):
+            raise ValueError(
+                f"{path or 'the model'} is sharded by nn.fully_shard, so that this rank has some rows alone: save and "
+                "load each rank's own, model.parameters() and optimizer.state, with mx.save_safetensors"
+            )
     model = dict(tree_flatten(_tree(params)))
     check_names(model)
     return model
+
+
+def _modules(params: Any) -> list[tuple[str, Module]]:
+    return params.named_modules() if isinstance(params, Module) else []  # type: ignore[no-untyped-call]
+
+
+def _channels(params: Any) -> dict[str, int]:
+    """{name: the axis where torch has the channels that MLX has last}, of a model's convolutions."""
+    kinds = {(Conv1d, Conv2d, Conv3d): 1, (ConvTranspose1d, ConvTranspose2d, ConvTranspose3d): 0}
+    found = ((path, axis) for path, m in _modules(params) for kind, axis in kinds.items() if isinstance(m, kind))
+    return {f"{path}.weight".lstrip("."): axis for path, axis in found}
+
+
+def _as_torch(x: mx.array, axis: int | None) -> mx.array:
+    return x if axis is None else mx.moveaxis(x, -1, axis)
+
+
+def _state_as_torch(name: str, p: mx.array, axis: int | None, optimizer: Any, state: State) -> State:
+    """The state of the parameter p called `name`, as torch has it."""
+    if axis is None:
+        return state
+    keeps = optimizer.rule.keeps if isinstance(optimizer, Zeta) else {}
+    ordered = (one, per_row) if axis else (one,)  # which no order of the columns changes
+    moved = {}
+    for key, x in state.items():
+        if x.shape != p.shape and x.ndim and keeps.get(key) not in ordered:
+            raise ValueError(
+                f"{key} of {name} lies by the convolution's columns, which are in another order in torch: save and "
+                "load optimizer.state itself, with mx.save_safetensors"
+            )
+        moved[key] = _as_torch(x, axis) if x.shape == p.shape else x
+    return moved
+
+
+def _as_mlx(x: Any, whole: tuple[int, ...], axis: int | None) -> Any:
+    """An array of a parameter that has the shape `whole` in torch."""
+    if axis is None or tuple(x.shape) != whole:
+        return x
+    return mx.moveaxis(mx.array(x), axis, -1)
 
 
 def _several(optimizers: Any) -> list[Optimizer]:

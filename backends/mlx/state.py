@@ -5,7 +5,7 @@ later than the others. A parameter in half precision has a `remainder`, what rou
 summation, Kahan 1965): the two together hold twice the digits for two bytes an entry.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -65,25 +65,35 @@ def wanted(p: mx.array, route: Route, keeps: Keeps) -> dict[str, tuple[int, ...]
 
 
 def prepare(state: State, p: mx.array, route: Route, keeps: Keeps, step: mx.array) -> None:
-    """Zeros for what is missing. Where only `step` is, the state is of a form without it: the common one stands in."""
+    """Zeros for what is missing. Where only `step` is, the state is of a form without it: the common one stands in.
+
+    Where a moment of AdamW's is missing, too, the state is of another treatment's: AdamW begins anew.
+    """
     missing = {key: shape for key, shape in wanted(p, route, keeps).items() if key not in state}
     wide = mx.result_type(p, mx.array(0.0))
     for key, shape in missing.items():
         state[key] = mx.zeros(shape, p.dtype if key == "remainder" else wide)
-    if "step" in missing and "exp_avg" not in missing:
+    if "step" in missing and missing.keys() <= {"step", "remainder"}:
         state["step"] = step.astype(wide)
+    elif "step" in missing:
+        state["exp_avg"] = mx.zeros(p.shape, wide)
 
 
 def widen(p: mx.array, state: State) -> mx.array:
     """w = p + r, in float32 or better."""
-    w = p.astype(state["exp_avg"].dtype)
-    return w + state["remainder"] if p.dtype != w.dtype and "remainder" in state else w
+    w = p.astype(mx.result_type(p, mx.array(0.0)))
+    return w + state["remainder"] if "remainder" in state else w
 
 
-def round_back(w: mx.array, p: mx.array, state: State, after: State) -> tuple[mx.array, State]:
-    """round(w) in p's dtype, and the state `after` with the remainder round(w - p), if there is one."""
+def of_width(state: State, w: mx.array) -> State:
+    """The state in w's dtype, whatever it was saved in."""
+    return {key: x if key == "remainder" else x.astype(w.dtype) for key, x in state.items()}
+
+
+def round_back(w: mx.array, p: mx.array, after: State) -> tuple[mx.array, State]:
+    """round(w) in p's dtype, and the state `after` with the remainder round(w - p), where w is wider."""
     new = w.astype(p.dtype)
-    return new, after | ({"remainder": (w - new).astype(p.dtype)} if "remainder" in state else {})
+    return new, after if p.dtype == w.dtype else after | {"remainder": (w - new).astype(p.dtype)}
 
 
 def check_state(new: Any, old: Any, keeps: Keeps, version: str) -> None:
@@ -132,6 +142,14 @@ def check_rate(rate: Any, name: str) -> None:
         )
 
 
+def dtype_of(given: Any) -> mx.Dtype | None:
+    """The dtype of Newton-Schulz's products, which a configuration file gives by its name. Raises ValueError."""
+    found = getattr(mx, given, given) if isinstance(given, str) else given
+    if found is not None and not (isinstance(found, mx.Dtype) and mx.issubdtype(found, mx.floating)):
+        raise ValueError(f"ns_dtype is {given!r}, but must be None or one of float16, bfloat16, float32, float64")
+    return found
+
+
 NOT_TAKEN = {
     "lr": "call it learning_rate",
     "momentum": "it is the first of betas",
@@ -164,9 +182,21 @@ def check_step(grads: dict[str, mx.array], params: dict[str, mx.array]) -> None:
             raise ValueError(f"the gradient of {name} has shape {grad.shape}, but must have its parameter's, {p.shape}")
 
 
+def check_known(state: Any, params: Collection[str]) -> None:
+    """Raises ValueError where a state that was loaded knows parameters, but none of these."""
+    if (held := _held(state)) and not held & set(params):
+        some, others = ", ".join(sorted(held)[:3]), ", ".join(sorted(params)[:3])
+        raise ValueError(f"the state is of {some}, the parameters are {others}: it belongs to another model")
+
+
+def _held(state: Any) -> set[str]:
+    """The parameters that a state knows."""
+    return {name.rpartition(".")[0] for name, _ in tree_flatten(state)} - {"", "zeta_report"}
+
+
 def check_names(state: Any, params: dict[str, mx.array], grads: dict[str, mx.array]) -> None:
     """Raises ValueError where the state knows parameters that are not there, and not those that are to move."""
-    held = {name.rpartition(".")[0] for name, _ in tree_flatten(state)} - {"", "zeta_report"}
+    held = _held(state)
     strange = sorted(held - params.keys())
     if strange and grads.keys() - held:  # else the rest of the model is frozen
         raise ValueError(f"the state is of {', '.join(strange[:3])}, no parameters here: it belongs to another model")

@@ -9,6 +9,7 @@ Muon takes all of two axes but embedding and head; AdamW at two rates did not be
 """
 
 import re
+import sys
 import warnings
 from collections.abc import Mapping
 from functools import cache
@@ -147,4 +148,7 @@ def warn_of_doubts(routes: Mapping[str, Route], remedy: str) -> None:
     doubts = {re.sub(r"\b\d+\b", "*", name): r.doubt for name, r in routes.items() if r.doubt}
     if doubts:
         lines = "; ".join(f"{name} {doubt}" for name, doubt in doubts.items())
-        warnings.warn(f"{lines}: {remedy}", stacklevel=4)
+        frame, level = sys._getframe(), 1
+        while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("zeta", "torch", "mlx"):
+            frame, level = frame.f_back, level + 1
+        warnings.warn(f"{lines}: {remedy}", stacklevel=level)  # of the user's line

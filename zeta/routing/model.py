@@ -28,6 +28,8 @@ def find_model(source: str, library: str | None = None) -> Any:
     except (ImportError, AttributeError) as error:
         _need_library_of(source, error)
         raise ValueError(f"{source!r} could not be found: {error}") from error
+    except Exception as error:  # of the user's own code
+        raise ValueError(f"{source!r} could not be imported: {type(error).__name__}: {error}") from error
     if not hasattr(make, "parameters") or isinstance(make, type):
         try:
             make = make()
