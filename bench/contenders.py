@@ -22,7 +22,7 @@ Batch = tuple[Tensor, ...]
 
 
 class Setting(NamedTuple):
-    """A run: together with the code, all that its result depends on."""
+    """A run: together with the code, the data and the device, all that its result depends on."""
 
     task: str
     optimizer: str

@@ -4,6 +4,7 @@
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -58,8 +59,17 @@ def train(given: dict[str, Any]) -> int:
     source = text.load(s["data"] and Path(s["data"]))
     if saved or "out" in given or LAUNCHED:  # ranks must choose alike
         out.mkdir(parents=True, exist_ok=True)
-    else:
-        out = claim(out)
+        return train_in(out, source, library, arrays, saved, s)
+    out = claim(out)
+    try:
+        return train_in(out, source, library, arrays, saved, s)
+    finally:
+        with suppress(OSError):
+            out.rmdir()  # if the run came to nothing
+
+
+def train_in(out: Path, source: Any, library: str, arrays: Any, saved: dict[str, Any] | None, s: dict[str, Any]) -> int:
+    """Trains in this folder, which is there."""
     words = tokens.choose(out, s["tokenizer"] and Path(s["tokenizer"]), s["vocab"], source.train, resume=bool(saved))
     config = model.Config(**{name: s[name] for name in settings.SHAPE} | {"vocab": words.size})
     trainer = make_trainer(library, config, s)

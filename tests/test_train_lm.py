@@ -318,6 +318,13 @@ def test_runs_that_begin_together_take_folders_of_their_own(tmp_path: Path) -> N
     assert [train_lm.claim(tmp_path / "runs/1").name for _ in range(3)] == ["1", "2", "3"]
 
 
+def test_a_run_that_came_to_nothing_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").write_text("too short")
+    assert train_lm.main(["--data", "text", *SHORT.split()]) == 2
+    assert not list((tmp_path / "runs").iterdir())
+
+
 def test_of_runs_with_a_gap_the_newest_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("1", "9", "10", "mine"):

@@ -35,6 +35,7 @@ from .state import (
     check_step,
     dtype_of,
     is_floating,
+    is_unlike,
     keyed,
     leaf,
     not_taken,
@@ -42,7 +43,6 @@ from .state import (
     prepare,
     round_back,
     tree_flatten,
-    wanted,
     widen,
 )
 from .step import Stepped, Turns
@@ -144,11 +144,14 @@ class Zeta(Optimizer):
 
     def init(self, parameters: Any) -> None:
         """Zeros for whatever these parameters lack; what is there, as after loading a state, stays."""
+        if self._loaded:
+            check_known(self.state, dict(tree_flatten(parameters)))
+        self._fill(parameters)
+
+    def _fill(self, parameters: Any) -> None:
         params = {name: p for name, p in tree_flatten(parameters) if is_floating(p)}
         routes = {name: self._route(name, p) for name, p in params.items()}
         warn_of_doubts(routes, "pass routes=zeta.routes(model)")
-        if self._loaded:
-            check_known(self.state, params)
         self._state = keyed(self._state, parameters)
         super().init(parameters)
         for name, state in self._states(params).items():
@@ -165,8 +168,8 @@ class Zeta(Optimizer):
             check_names(self.state, params, grads)
         routes = {name: self._route(name, params[name]) for name in grads}
         states = self._states(grads)
-        if any(wanted(params[n], routes[n], self.rule.keeps).keys() - s for n, s in states.items()):
-            self.init(tree_map_with_path(lambda name, _: params[name], gradients))
+        if any(is_unlike(s, params[n], routes[n], self.rule.keeps) for n, s in states.items()):
+            self._fill(tree_map_with_path(lambda name, _: params[name], gradients))
             states = self._states(grads)
         check_shapes(states, params, routes, self.rule.keeps)
         scheduled = {name: mx.array(schedule(self.step)) for name, schedule in self._schedulers.items()}

@@ -27,9 +27,9 @@ def named_state(params: Any, optimizers: Any) -> dict[str, mx.array]:
     """{NAME: parameter, "optimizer.KEY.NAME": state}, nothing copied.
 
     `params` is a model or a dict of its parameters, `optimizers` one of MLX's or several. Steps are counted for each
-    parameter of AdamW, as in torch. Of a model, convolutions have their channels where torch's have them. Raises
-    ValueError for state of a convolution that lies by its columns, and for a model of `nn.fully_shard`, whose ranks
-    hold some rows each.
+    parameter of AdamW, as in torch. A model's convolutions have their channels where torch's have them; those in a dict
+    stay as they are, to be loaded into a dict. Raises ValueError for state of a convolution that lies by its columns,
+    and for a model of `nn.fully_shard`, whose ranks hold some rows each.
     """
     model, axes = _named(params), _channels(params)
     arrays = {name: _as_torch(p, axes.get(name)) for name, p in model.items()}
@@ -81,7 +81,7 @@ def to_numpy(state: Mapping[str, mx.array]) -> dict[str, np.ndarray[Any, Any]]:
     `zeta.checkpoint.save(file, to_numpy(named_state(model, optimizer)), settings)` writes a file for any library.
     """
     wide = {name: x.astype(mx.float32) if x.dtype == mx.bfloat16 else x for name, x in state.items()}
-    return {name: np.array(x, copy=False) for name, x in wide.items()}
+    return {name: np.array(mx.contiguous(x), copy=False) for name, x in wide.items()}  # not of x, which += would change
 
 
 def _tree(params: Any) -> Any:

@@ -67,16 +67,28 @@ def wanted(p: mx.array, route: Route, keeps: Keeps) -> dict[str, tuple[int, ...]
 def prepare(state: State, p: mx.array, route: Route, keeps: Keeps, step: mx.array) -> None:
     """Zeros for what is missing. Where only `step` is, the state is of a form without it: the common one stands in.
 
-    Where a moment of AdamW's is missing, too, the state is of another treatment's: AdamW begins anew.
+    The state of another treatment, Adam's or the rule's, is begun anew.
     """
+    if _stale(state, p, route, keeps):
+        for key in state.keys() - {"remainder"}:
+            del state[key]
     missing = {key: shape for key, shape in wanted(p, route, keeps).items() if key not in state}
     wide = mx.result_type(p, mx.array(0.0))
     for key, shape in missing.items():
         state[key] = mx.zeros(shape, p.dtype if key == "remainder" else wide)
     if "step" in missing and missing.keys() <= {"step", "remainder"}:
         state["step"] = step.astype(wide)
-    elif "step" in missing:
+    elif "step" in missing:  # of a rule whose one moment AdamW has, too
         state["exp_avg"] = mx.zeros(p.shape, wide)
+
+
+def is_unlike(state: State, p: mx.array, route: Route, keeps: Keeps) -> bool:
+    """Whether something is missing, or left of another treatment."""
+    return bool(wanted(p, route, keeps).keys() - state.keys()) or _stale(state, p, route, keeps)
+
+
+def _stale(state: State, p: mx.array, route: Route, keeps: Keeps) -> bool:
+    return bool(state.keys() - wanted(p, route, keeps).keys() - {"remainder"})
 
 
 def widen(p: mx.array, state: State) -> mx.array:

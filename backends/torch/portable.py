@@ -14,14 +14,14 @@ from .placement import placed
 from .state import as_tensor
 
 # Fewer than zeta.routing.by_name's: PEFT's base_layer distinguishes two parameters of one name.
-WRAPPER = re.compile(r"(^module|\b_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+WRAPPER = re.compile(r"(^(_orig_mod\.)*module|\b_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 def named_state(params: Any, optimizers: Any) -> dict[str, Tensor]:
     """{NAME: parameter, "optimizer.KEY.NAME": state}, each placed over the ranks as it is, nothing copied.
 
-    `params` is a model or {name: parameter}, `optimizers` one of torch's or several. With a model's parameters come its
-    persistent buffers of floating point, such as a batch norm's statistics.
+    `params` is a model or {name: parameter}, `optimizers` one of torch's or several. Of a model's buffers the running
+    statistics of its norms come along; others, such as masks, are what the model makes itself.
     """
     model, owner = named(params), owners(optimizers)
     arrays = dict(model)
@@ -94,7 +94,7 @@ def named(params: Any) -> dict[str, Any]:
     Raises ValueError for a name that would be read as another's, or as another parameter's state.
     """
     model: dict[str, Tensor] = {}
-    for full, p in _parameters_and_buffers(params) if hasattr(params, "named_parameters") else dict(params).items():
+    for full, p in _arrays(params) if hasattr(params, "named_parameters") else dict(params).items():
         name = WRAPPER.sub("", full)
         if name in model:
             raise ValueError(f"{full} would be saved as {name}, and so would another of the model's: rename it")
@@ -103,10 +103,10 @@ def named(params: Any) -> dict[str, Any]:
     return model
 
 
-def _parameters_and_buffers(model: Any) -> Iterator[tuple[str, Tensor]]:
+def _arrays(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Its parameters, and what MLX has as parameters, too."""
     yield from model.named_parameters()
-    buffers = {name: b for name, b in model.named_buffers() if b.is_floating_point()}
-    yield from ((name, buffers[name]) for name in model.state_dict() if name in buffers)  # the persistent ones
+    yield from ((name, b) for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var")))
 
 
 def owners(optimizers: Any) -> dict[Tensor, Any]:
