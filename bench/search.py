@@ -2,9 +2,9 @@
 
 On a seed of its own: the learning rate of the matrices, AdamW's of the rest, b1 and weight decay, in turn, each to its
 better neighbour as long as there is one, until on every axis the neighbours on both sides are worse. Neighbours are
-half and twice the value; of b1, of 1 - b1. A language model of the next size begins at the best of the one below; the
-largest takes that as it is. Not searched: b2, 0.95 for AdamW, NorMuon and SOAP and 0.99 for the others, and the rest's
-betas (0.9, 0.95).
+half and twice the value; of b1, of 1 - b1. It begins at the best of the task's runs that there are; where there are
+none, a language model of the next size begins at the best of the one below. The largest takes that as it is. Not
+searched: b2, 0.95 for AdamW, NorMuon and SOAP and 0.99 for the others, and the rest's betas (0.9, 0.95).
 """
 
 from collections.abc import Sequence
@@ -66,7 +66,12 @@ def chosen(known: Known, start: Setting) -> tuple[Setting | None, list[Setting]]
 
 
 def search(known: Known, best: Setting) -> tuple[Setting | None, list[Setting]]:
-    """(the best setting, []), or (None, the runs that the search needs next)."""
+    """(the best setting, []), or (None, the runs that the search needs next): from the best of the runs that there are.
+
+    Two searches may end in two places, of which the better is taken.
+    """
+    like = [s for s in known if s._replace(**{axis: getattr(best, axis) for axis in AXES}) == best]
+    best = min([best, *like], key=lambda s: final(known, s) if s in known else inf)
     since = 0  # how many axes have been looked along since it moved
     for axis in cycle(AXES):
         while True:

@@ -33,11 +33,11 @@ def table(task: str, runs: Runs, against: str) -> str:
         setting = ", ".join(f"{r[key]:g}" for key in ("lr", "adamw_lr", "weight_decay", "b1", "b2"))
         loss = show(*interval(losses(own))) + ("" if n == 5 else f" ({n} seed{'s' * (n > 1)})")
         paired = "" if name == against else less(own, runs.get(against, []))
-        steps = f"{steps_to(own, adamw):.0f}" if name != "adamw" and adamw else ""
+        steps = steps_to(own, adamw) if name != "adamw" else ""
         cpu = [run for run in own if "gpu" not in run]
         ms = [f"{mean(run[key] for run in cpu):.0f}" for key in ("step_ms", "optimizer_ms")] if cpu else []
         cost = f"{ms[0]} ({ms[1]})" if ms else ""
-        cells = [CONTENDERS[name][0], f"{r['state']:.2f}", setting, loss, paired, steps.replace("inf", "never"), cost]
+        cells = [CONTENDERS[name][0], f"{r['state']:.2f}", setting, loss, paired, steps, cost]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -92,11 +92,14 @@ def interval(values: list[float]) -> tuple[float, float]:
     return mean(values), float(student.ppf(0.975, n - 1)) * stdev(values) / sqrt(n) if n > 1 else inf
 
 
-def steps_to(runs: list[dict[str, Any]], adamw: list[dict[str, Any]]) -> float:
-    """The mean step at which a run reaches AdamW's final loss on its seed, where it has one; inf if one never does."""
+def steps_to(runs: list[dict[str, Any]], adamw: list[dict[str, Any]]) -> str:
+    """The mean step at which a run reaches AdamW's final loss on its seed, where it has one; else how many reach it."""
     ends = {run["seed"]: inf if run["final"] is None else run["final"] for run in adamw}
     steps = [reached(run["curve"], ends[run["seed"]]) for run in runs if run["seed"] in ends]
-    return mean(steps) if steps else inf
+    there = [step for step in steps if step < inf]
+    if there and len(there) == len(steps):
+        return f"{mean(there):.0f}"
+    return f"{len(there)} of {len(steps)}" if steps else ""
 
 
 def reached(curve: list[list[Any]], loss: float) -> float:
