@@ -286,11 +286,32 @@ def test_the_tables_are_what_the_runs_give(file, tasks, section, capsys):
 
 
 # What bench/README.md says of differences: (the words, with {} for each), (task, optimizer, less which).
+SMALL, MIDDLE, LARGE = tasks.SIZES
 FINDINGS = [
     (
         "Eta's lead over tuned Muon is {}, {} and {} from the smallest size to the largest",
-        [(task, "muon", "eta") for task in tasks.SIZES],
+        [(size, "muon", "eta") for size in tasks.SIZES],
     ),
+    (
+        "Zeta is behind Eta ({}) and behind Muon ({}) at the smallest size",
+        [(SMALL, "zeta", "eta"), (SMALL, "zeta", "muon")],
+    ),
+    (
+        "separates from neither ({} and {} behind Eta, {} and {} before Muon)",
+        [(MIDDLE, "zeta", "eta"), (LARGE, "zeta", "eta"), (MIDDLE, "muon", "zeta"), (LARGE, "muon", "zeta")],
+    ),
+    (
+        "NorMuon is before Zeta at the smallest size ({}), behind it and behind Eta at the middle one ({} and {})",
+        [(SMALL, "zeta", "normuon"), (MIDDLE, "normuon", "zeta"), (MIDDLE, "normuon", "eta")],
+    ),
+    (
+        "nor from Muon at any ({} before it, {} and {} behind)",
+        [(SMALL, "muon", "normuon"), (MIDDLE, "normuon", "muon"), (LARGE, "normuon", "muon")],
+    ),
+    ("AdaMuon is ahead of it by {} at the smallest size, no difference found", [(SMALL, "adamw", "adamuon")]),
+    ("AdamW and Signum do not separate ({})", [(SMALL, "signum", "adamw")]),
+    ("nor do NorMuon and Muon ({}, NorMuon before it)", [(SMALL, "muon", "normuon")]),
+    ("AdaMuon is behind Muon by {}", [(SMALL, "adamuon", "muon")]),
 ]
 
 
