@@ -32,7 +32,7 @@ LM_HEAD = re.compile(r"(^|_)lm_heads?$")
 HEAD_END = re.compile(r"((^|[._])(head|classifier)\.(fc|out_proj|out)|^fc)$")  # of timm, RoBERTa, torchvision
 STACK = re.compile(r"expert|switch_mlp|switch_glu|moe")
 CONVOLUTION = re.compile(r"conv|patch_embed")
-LENGTHS = re.compile(r"(^|\.)(parametrizations\.\w+\.original0|\w+_g)$")  # torch.nn.utils' two weight norms
+LENGTHS = re.compile(r"(^|\.)(parametrizations\.\w+\.original0|weight\w*_g)$")  # torch.nn.utils' two weight norms
 LORA = re.compile(r"(^|\.)lora_[abAB](\.|$)")
 LEAF = re.compile(r"^(weight|bias|kernel|scale|gamma|beta|\d+)$")
 # What torch.compile, DDP, FSDP, activation checkpoints and PEFT add to a path.
@@ -125,7 +125,7 @@ def layer_of(name: str, shape: tuple[int, ...]) -> Layer:
 
 def is_length(name: str, shape: tuple[int, ...]) -> bool:
     """Whether an array holds the lengths that a weight norm keeps of its matrix's rows."""
-    return bool(LENGTHS.search(name)) and sum(n > 1 for n in shape) < 2
+    return bool(LENGTHS.search(name)) and len(shape) == 2 and 1 in shape
 
 
 def overruled(by_rule: Route, wish: str | Route, shape: tuple[int, ...]) -> Route:
