@@ -77,7 +77,11 @@ def draw_lead(axes: Any, tasks: dict[str, Runs], colours: dict[str, str]) -> Non
     low, high = axes.get_ylim()
     ticks = [y for y in TICKS if low <= y <= high]
     axes.set_yticks(ticks, [f"{y:g}" for y in ticks])
-    axes.set_title("Lead over Muon: seeds, mean, 95 % interval of the paired difference", loc="left", size=11)
+    axes.set_title(
+        "Lead over Muon: seeds, mean, 95 % interval of the paired difference (beyond 0.02 in logarithms)",
+        loc="left",
+        size=11,
+    )
     sizes = [next(iter(runs.values()))[0]["parameters"] for runs in tasks.values()]
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.set_xlim(min(sizes) / 1.3, max(sizes) * 1.3)
