@@ -297,8 +297,8 @@ FINDINGS = [
         [(SMALL, "zeta", "eta"), (SMALL, "zeta", "muon")],
     ),
     (
-        "separates from neither ({} and {} behind Eta, {} and {} before Muon)",
-        [(MIDDLE, "zeta", "eta"), (LARGE, "zeta", "eta"), (MIDDLE, "muon", "zeta"), (LARGE, "muon", "zeta")],
+        "separates from neither ({} behind Eta and {} before it, {} and {} before Muon)",
+        [(MIDDLE, "zeta", "eta"), (LARGE, "eta", "zeta"), (MIDDLE, "muon", "zeta"), (LARGE, "muon", "zeta")],
     ),
     (
         "NorMuon is before Zeta at the smallest size ({}), behind it and behind Eta at the middle one ({} and {})",
