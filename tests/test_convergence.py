@@ -311,6 +311,14 @@ FINDINGS = [
     ("AdaMuon is ahead of it by {} at the smallest size, no difference found", [(SMALL, "adamw", "adamuon")]),
     ("AdamW and Signum do not separate ({})", [(SMALL, "signum", "adamw")]),
     ("nor do NorMuon and Muon ({}, NorMuon before it)", [(SMALL, "muon", "normuon")]),
+    (
+        "variance and the element-wise one do not separate ({}, rank 1 before it)",
+        [(SMALL, "whiten_after", "rank1_after")],
+    ),
+    (
+        "and neither does from Muon ({} and {} behind)",
+        [(SMALL, "rank1_after", "muon"), (SMALL, "whiten_after", "muon")],
+    ),
     ("AdaMuon is behind Muon by {}", [(SMALL, "adamuon", "muon")]),
 ]
 
