@@ -157,7 +157,7 @@ def other_optimizers() -> dict[str, Any]:
     """Two optimizers, which one rank steps in another order."""
     model, options = arranged("copies")
     backward(model, 0)
-    opts = [Zeta(layer.named_parameters(), **OPTIONS, **options) for layer in (model.first, model.wide)]
+    opts = [Zeta(param_groups(layer), **OPTIONS, **options) for layer in (model.first, model.wide)]
     error = told(opts[dist.get_rank()].step)
     return {"error": error, "unchanged": not any(o.state for o in opts)}
 
