@@ -1,7 +1,6 @@
 """MLX's Zeta on two and three ranks of mlx.launch: what one process computes, on every rank, for 1/N of the work."""
 
 import shutil
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ mx = pytest.importorskip("mlx.core")
 
 import mlx_ranks  # noqa: E402
 import train_lm  # noqa: E402
-from mlx_launch import launch  # noqa: E402
+from mlx_launch import launch, results  # noqa: E402
 from trainer.loop import FILE  # noqa: E402
 
 from zeta import checkpoint  # noqa: E402
@@ -23,27 +22,13 @@ BOUND = TOLERANCE["float32"].step
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """Of a number of ranks, [{case: {name: array}}] of each."""
-
-    @cache
-    def results(ranks):
-        folder = tmp_path_factory.mktemp("ranks")
-        printed = launch(ranks, mlx_ranks.__file__, folder)
-        found = [{} for _ in range(ranks)]
-        for rank, cases in enumerate(found):
-            assert (folder / f"{rank}.npz").exists(), printed
-            for key, array in np.load(folder / f"{rank}.npz").items():
-                case, name = key.split("/")
-                cases.setdefault(case, {})[name] = array
-        return found
-
-    return results
+def launched(tmp_path_factory):
+    return results(mlx_ranks.__file__, tmp_path_factory)
 
 
 @pytest.fixture(params=[2, 3])
-def ranks(request, results):
-    return results(request.param)
+def ranks(request, launched):
+    return launched(request.param)
 
 
 @pytest.fixture(scope="module")

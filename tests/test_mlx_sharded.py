@@ -1,7 +1,5 @@
 """MLX's optimizers under `nn.fully_shard`: on two ranks, each with its rows, what one process computes."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 
@@ -10,7 +8,7 @@ mx = pytest.importorskip("mlx.core")
 import mlx_sharded_ranks as script  # noqa: E402
 from mlx import nn  # noqa: E402
 from mlx.utils import tree_flatten  # noqa: E402
-from mlx_launch import launch  # noqa: E402
+from mlx_launch import results  # noqa: E402
 
 import zeta  # noqa: E402
 from zeta.backends.mlx import Zeta, named_state  # noqa: E402
@@ -22,21 +20,7 @@ MODEL = [f"model {case}" for case in ("Zeta", "Eta", "NorMuon", "compiled")]
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """A function of a number of ranks, for [{case: {name: array}}] of each."""
-
-    @cache
-    def results(ranks):
-        folder = tmp_path_factory.mktemp("ranks")
-        printed = launch(ranks, script.__file__, folder)
-        cases = [{} for _ in range(ranks)]
-        for rank, own in enumerate(cases):
-            assert (folder / f"{rank}.npz").exists(), printed
-            for key, array in np.load(folder / f"{rank}.npz").items():
-                case, name = key.split("/")
-                own.setdefault(case, {})[name] = array
-        return cases
-
-    return results
+    return results(script.__file__, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -226,10 +226,9 @@ def olion(x: Array, sums: State, state: State, hyper: Hyper, orthogonalize: Orth
 def adago(gamma: float = 1.0, floor: float = 0.01) -> Rule:
     """AdaGO (arXiv 2509.02981): a matrix moves by max(floor, min(|g|, gamma) / v) of Muon's step.
 
-    v^2 starts at 1 and adds min(|g|, gamma)^2 in each step.
-    The paper's smallest step is a number by itself; ours is a share of lr (and 0.01 our choice), so that a schedule may
-    reach zero. b1 is the plain momentum's; b2 and eps do nothing. Steps shrink as v grows: our best lr was 32 times
-    AdamW's on the language model.
+    v^2 starts at 1 and adds min(|g|, gamma)^2 in each step. The paper's smallest step is a number by itself; ours is a
+    share of lr (and 0.01 our choice), so that a schedule may reach zero. b1 is the plain momentum's; b2 and eps do
+    nothing. Steps shrink as v grows: our best lr was 32 times AdamW's on the language model.
     """
     if not (gamma > 0 and floor >= 0):
         raise ValueError(f"gamma is {gamma!r} and floor {floor!r}, but must be > 0 and >= 0")

@@ -43,6 +43,7 @@ from .state import (
     prepare,
     round_back,
     tree_flatten,
+    wide_dtype,
     widen,
 )
 from .step import Stepped, Turns
@@ -175,7 +176,7 @@ class Zeta(Optimizer):
         scheduled = {name: mx.array(schedule(self.step)) for name, schedule in self._schedulers.items()}
 
         rate = mx.array(scheduled.get("learning_rate", self.learning_rate))
-        rate = rate.astype(mx.result_type(rate, mx.array(0.0)))  # in half precision, 1 - lr * wd may be 1
+        rate = rate.astype(wide_dtype(rate.dtype))  # in half precision, 1 - lr * wd may be 1
         hyper = Hyper(rate, self.betas, self.eps, self.weight_decay)
         turns = Turns(2 if self.group else 1)  # a rank that owns nothing of a batch begins the next
         new, after = dict[str, mx.array](), dict[str, State]()

@@ -17,7 +17,7 @@ from zeta.portable import check_names, check_parameters, check_state, parameter_
 from zeta.stages import one, per_row
 
 from .optimizer import Zeta
-from .state import State, leaf, tree_flatten
+from .state import State, leaf, tree_flatten, wide_dtype
 
 # What MLX's own optimizers keep, under the keys that torch's have.
 KEYS = {Adam: {"m": "exp_avg", "v": "exp_avg_sq"}, Muon: {"v": "momentum_buffer"}, SGD: {"v": "momentum_buffer"}}
@@ -171,7 +171,7 @@ def _by_parameter(arrays: Mapping[str, Any], model: Collection[str]) -> dict[str
 
 def _cast(saved: Mapping[str, Any], dtype: mx.Dtype) -> tuple[mx.array, State]:
     """(parameter, its state), the one in its dtype, the other in float32 or better."""
-    wide = mx.result_type(mx.zeros((), dtype), mx.array(0.0))
+    wide = wide_dtype(dtype)
     own = {key: dtype if key in ("", "remainder") else wide for key in saved}
     state = {k: x.astype(own[k]) if isinstance(x, mx.array) else mx.array(x, own[k]) for k, x in saved.items()}
     p = state.pop("")

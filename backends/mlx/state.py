@@ -69,14 +69,14 @@ def prepare(state: State, p: mx.array, route: Route, keeps: Keeps, step: mx.arra
 
     The state of another treatment, Adam's or the rule's, is begun anew.
     """
-    if _stale(state, p, route, keeps):
+    needed, wide = wanted(p, route, keeps), wide_dtype(p.dtype)
+    if state.keys() - needed.keys() - {"remainder"}:
         for key in state.keys() - {"remainder"}:
             del state[key]
-    missing = {key: shape for key, shape in wanted(p, route, keeps).items() if key not in state}
-    wide = mx.result_type(p, mx.array(0.0))
-    for key, shape in missing.items():
-        state[key] = mx.zeros(shape, p.dtype if key == "remainder" else wide)
-    if "step" in missing and missing.keys() <= {"step", "remainder"}:
+    missing = needed.keys() - state.keys()
+    for key in missing:
+        state[key] = mx.zeros(needed[key], p.dtype if key == "remainder" else wide)
+    if "step" in missing and missing <= {"step", "remainder"}:
         state["step"] = step.astype(wide)
     elif "step" in missing:  # of a rule whose one moment AdamW has, too
         state["exp_avg"] = mx.zeros(p.shape, wide)
@@ -84,16 +84,18 @@ def prepare(state: State, p: mx.array, route: Route, keeps: Keeps, step: mx.arra
 
 def is_unlike(state: State, p: mx.array, route: Route, keeps: Keeps) -> bool:
     """Whether something is missing, or left of another treatment."""
-    return bool(wanted(p, route, keeps).keys() - state.keys()) or _stale(state, p, route, keeps)
+    needed = wanted(p, route, keeps).keys()
+    return not needed <= state.keys() <= needed | {"remainder"}
 
 
-def _stale(state: State, p: mx.array, route: Route, keeps: Keeps) -> bool:
-    return bool(state.keys() - wanted(p, route, keeps).keys() - {"remainder"})
+def wide_dtype(dtype: mx.Dtype) -> mx.Dtype:
+    """float32 or better."""
+    return mx.float64 if dtype == mx.float64 else mx.float32
 
 
 def widen(p: mx.array, state: State) -> mx.array:
     """w = p + r, in float32 or better."""
-    w = p.astype(mx.result_type(p, mx.array(0.0)))
+    w = p.astype(wide_dtype(p.dtype))
     return w + state["remainder"] if "remainder" in state else w
 
 

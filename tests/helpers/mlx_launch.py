@@ -6,8 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -41,3 +43,21 @@ def launch(ranks, *command):
     finally:
         os.close(read)
         os.close(write)
+
+
+def results(script, temporary):
+    """A function of a number of ranks, for [{case: {name: array}}] of each: what the script wrote."""
+
+    @cache
+    def of(ranks):
+        folder = temporary.mktemp("ranks")
+        printed = launch(ranks, script, folder)
+        found = [{} for _ in range(ranks)]
+        for rank, cases in enumerate(found):
+            assert (folder / f"{rank}.npz").exists(), printed
+            for key, array in np.load(folder / f"{rank}.npz").items():
+                case, name = key.split("/")
+                cases.setdefault(case, {})[name] = array
+        return found
+
+    return of

@@ -57,9 +57,8 @@ class Model:
     @cached_property
     def own_heads(self) -> set[str]:
         """The layers that a model itself calls its heads, by path: Transformers' language models and timm's do."""
-        sharded = (
-            attribute(class_of(self.modules[""]), "_tp_plan") or ()
-        )  # by Transformers, in this class itself: its head
+        # What Transformers shards of this class itself: its head.
+        sharded = attribute(class_of(self.modules[""]), "_tp_plan") or ()
         told: list[Any] = [self.modules.get(path) for path in sharded]
         for name in ("get_output_embeddings", "get_classifier"):
             get = getattr(self.modules[""], name, None)
