@@ -198,6 +198,7 @@ def test_claims_are_for_fresh_seeds_alone():
 
 def test_a_killed_run_goes_on(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(convergence, "worker", killed_runs.worker)
+    monkeypatch.setattr(searching, "AXES", searching.AXES[:2])  # as there
     out = tmp_path / "runs.jsonl"
     flags = ["--tasks", "vit", "--optimizers", "adamw", "--steps", "2", "--workers", "1", "--out", str(out)]
     assert killed_runs.is_killed(killed_runs.convergence, 4, ["run", *flags])

@@ -1,15 +1,12 @@
 """The trainers people use, driven by the examples: Zeta reaches them with its routes, a killed run resumes exactly."""
 
 import importlib
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 
 import killed_runs
 import pytest

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from unittest.mock import Mock
@@ -20,29 +20,19 @@ from trainer.loop import FILE
 from zeta import checkpoint
 
 torch = pytest.importorskip("torch")
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes  # noqa: E402
+
 pytestmark = pytest.mark.usefixtures("no_pictures")
 EXAMPLES = Path(train_lm.__file__).parent
 FLAGS = (
     "--layers 2 --width 32 --heads 2 --kv-heads 1 --context 16 --batch 4 --steps 20 --warmup 400 --eval-every 5 "
     "--sample 3 --device cpu"
 )
+Main = Callable[[list[str]], int]
 PATIENCE = 100  # seconds; a job takes five to ten, and ranks wait ten minutes for one another
 
-# The script, whose rank 1 is killed in step 8.
-KILLED = """
-import os, signal, sys
-import train_lm
-from trainer import on_torch
-
-def killed(self, *args):
-    if next(calls) == 8 and self.rank == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, *args)
-
-step, calls = on_torch.Trainer.step, iter(range(1, 100))
-on_torch.Trainer.step = killed
-sys.exit(train_lm.main(sys.argv[1:]))
-"""
+# The script under torchrun, whose rank 1 is killed.
+KILLED = "import sys, killed_runs; killed_runs.train_lm('in step 8, rank 1 alone', sys.argv[1:])"
 
 
 def arguments(out: Path, *flags: str) -> list[str]:
@@ -53,7 +43,7 @@ def torchrun(script: Path, *arguments: str) -> tuple[int, str]:
     """The exit status of a job of two ranks, and what it said."""
     launcher = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2"]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    environment = precision.environment("float32", EXAMPLES)
+    environment = precision.environment("float32", EXAMPLES, killed_runs.HERE)
     done = subprocess.run([*launcher, str(script), *arguments], env=environment, timeout=PATIENCE, **pipes)
     return done.returncode, done.stdout
 
@@ -79,32 +69,43 @@ def one_process(tmp_path_factory: pytest.TempPathFactory, optimizer: str) -> Pat
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory, optimizer: str) -> tuple[Path, str]:
-    """A job of two ranks of which one was killed: its folder, and what it said."""
+    """A job of two ranks of which one was killed: its folder, and what it said; Eta's is one of torchrun."""
     folder = tmp_path_factory.mktemp("killed")
-    (folder / "killed.py").write_text(KILLED)
-    code, said = torchrun(folder / "killed.py", *arguments(folder / "out", "--optimizer", optimizer))
-    assert code == 1, said
-    return folder / "out", said
+    if optimizer == "eta":
+        (folder / "killed.py").write_text(KILLED)
+        code, said = torchrun(folder / "killed.py", *arguments(folder / "out", "--optimizer", optimizer))
+        assert code == 1, said
+        return folder / "out", said
+    (folder / "out").mkdir()
+    with pytest.raises((ProcessExitedException, ProcessRaisedException)):
+        job(2, folder / "out", "float32", "--optimizer", optimizer, main=killed_in_step_8)
+    (folder / "out/ranks").unlink()  # by which they met
+    return folder / "out", ""
 
 
+@pytest.mark.parametrize("optimizer", ["eta"], indirect=True)
 def test_a_lost_rank_ends_the_job_with_its_reason(killed: tuple[Path, str]) -> None:
     assert "another rank is gone: continue from the last checkpoint, if any, with --resume" in killed[1]
 
 
-def job(ranks: int, out: Path, dtype: str, *flags: str) -> str:
+def killed_in_step_8(arguments: list[str]) -> int:
+    return killed_runs.train_lm("in step 8, rank 1 alone", arguments)
+
+
+def job(ranks: int, out: Path, dtype: str, *flags: str, main: Main = train_lm.main) -> str:
     """What the job's ranks said: processes as torchrun starts them, but from one that has imported torch."""
     method = killed_runs.context().get_start_method()
-    torch.multiprocessing.start_processes(rank, (ranks, out, dtype, flags), nprocs=ranks, start_method=method)
+    start_processes(rank, (ranks, out, dtype, flags, main), nprocs=ranks, start_method=method)
     return "".join((out / f"said-{number}").read_text() for number in range(ranks))
 
 
-def rank(number: int, ranks: int, out: Path, dtype: str, flags: tuple[str, ...]) -> None:
+def rank(number: int, ranks: int, out: Path, dtype: str, flags: tuple[str, ...], main: Main) -> None:
     faulthandler.dump_traceback_later(PATIENCE, exit=True)  # ranks that wait for one another would do so for minutes
     torch.set_num_threads(1)
     os.environ["TORCHELASTIC_RUN_ID"], train_lm.LAUNCHED, sys.modules["plot"] = "a job", "torch", Mock()
     torch.distributed.init_process_group("gloo", init_method=f"file://{out}/ranks", rank=number, world_size=ranks)
     with (out / f"said-{number}").open("w") as said, redirect_stdout(said), precision.default(dtype):
-        assert train_lm.main(arguments(out, *flags)) == 0
+        assert main(arguments(out, *flags)) == 0
     torch.distributed.destroy_process_group()
 
 
@@ -120,7 +121,7 @@ def test_any_number_of_ranks_goes_on(
         pytest.importorskip("mlx.core")
     shutil.copytree(killed[0], tmp_path, dirs_exist_ok=True)
     assert checkpoint.load(tmp_path / FILE)[1]["step"] == 5
-    if ranks == 2:
+    if ranks == 2 and optimizer == "eta":
         code, said = torchrun(EXAMPLES / "train_lm.py", *arguments(tmp_path, "--resume", *flags))
         assert code == 0 and said.count(f"parameters, {optimizer} on torch") == 1, said
     elif ranks > 1:
@@ -137,6 +138,7 @@ def test_any_number_of_ranks_goes_on(
         assert np.linalg.norm(got[0][name] - array) <= 1e-3 * np.linalg.norm(array), name
 
 
+@pytest.mark.parametrize("optimizer", ["eta"], indirect=True)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_two_ranks_are_one_process_in_half_precision(tmp_path: Path, optimizer: str, dtype: str) -> None:
     """The control is a rate off by one in twenty."""

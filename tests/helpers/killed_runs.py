@@ -12,8 +12,11 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-sys.path += [str(Path(__file__).parents[2] / folder) for folder in ("examples", "bench")]
+HERE = Path(__file__).parent
+sys.path += [str(HERE.parents[1] / folder) for folder in ("examples", "bench")]
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, here and there
 LOADED = ["torch._dynamo", "torch.distributed.fsdp", "zeta.backends.torch", "zeta.backends.mlx.lm"]
+LOADED += ["transformers.trainer", "transformers.models.llama.modeling_llama", "lightning"]
 
 
 def context() -> Any:
@@ -35,7 +38,7 @@ def kill(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train_lm(moment: str, arguments: list[str]) -> None:
+def train_lm(moment: str, arguments: list[str]) -> int:
     """The training script with torch until this moment."""
     import train_lm
     from trainer import on_torch
@@ -51,7 +54,9 @@ def train_lm(moment: str, arguments: list[str]) -> None:
         os.fsync = lambda *args: kill() if next(calls) == 5 else fsync(*args)
     elif moment == "after the second save":
         os.replace = lambda *args: (replace(*args), next(calls) == 3 and kill())
-    train_lm.main(arguments)
+    elif moment == "in step 8, rank 1 alone":
+        on_torch.Trainer.step = lambda self, *args: kill() if (next(calls), self.rank) == (8, 1) else step(self, *args)
+    return train_lm.main(arguments)
 
 
 def example(name: str, step: int, arguments: list[str]) -> None:
@@ -94,9 +99,11 @@ def mlx_lm(moment: str, log: Path, compiled: bool, arguments: list[str]) -> None
 
 
 def convergence(runs: int, arguments: list[str]) -> None:
-    """bench/convergence.py, until so many runs are written, and others are under way."""
+    """bench/convergence.py with a search of two axes, until so many runs are written, and others are under way."""
     import convergence
+    import search
 
+    search.AXES = search.AXES[:2]
     calls, fsync = count(1), os.fsync
     os.fsync = lambda *args: (fsync(*args), next(calls) == runs and kill())
     convergence.worker = worker

@@ -75,12 +75,12 @@ def family_start():
 
 
 def family_steps(kind, group=None, dtype=mx.float32):
-    """{name: array} after ten steps of a class, with the same gradients on every rank; dead rows, experts and parts."""
+    """{name: array} after five steps of a class, with one gradient on every rank; dead rows, experts and parts."""
     rng, params = np.random.default_rng(3), family_start()
     routes = {name: route(name, shape) for name, shape in FAMILY.items()} | {"qkv.weight": FAMILY_PARTS}
     options = {"ns_dtype": dtype} if KINDS[kind].rule.orthogonalizes else {}
     optimizer, params = KINDS[kind](1e-2, routes=routes, group=group, **options), tree(params)
-    for step in range(10):
+    for step in range(5):
         grads = {name: rng.standard_normal(shape) for name, shape in FAMILY.items()}
         if step % 3:
             grads["up.weight"][2], grads["experts.weight"][1], grads["qkv.weight"][12:16] = 0, 0, 0

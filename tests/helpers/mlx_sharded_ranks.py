@@ -118,7 +118,7 @@ def start():
 
 
 def family_steps(kind, group, dtype=mx.float32):
-    """{name: array} after ten steps of a class on a rank's rows; with dead rows, columns, experts and parts."""
+    """{name: array} after five steps of a class on a rank's rows; with dead rows, columns, experts and parts."""
     rng, rank, ranks = np.random.default_rng(3), group.rank(), group.size()
 
     def rows(arrays):
@@ -129,7 +129,7 @@ def family_steps(kind, group, dtype=mx.float32):
     routes = {name: route(name, shape) for name, shape in SHAPES.items()} | PARTS
     options = {"ns_dtype": mx.float32} if KINDS[kind].rule.orthogonalizes else {}
     optimizer, params = KINDS[kind](1e-2, routes=routes, group=group, **options), rows(start())
-    for step in range(10):
+    for step in range(5):
         grads = {name: rng.standard_normal(shape) for name, shape in SHAPES.items()}
         if step % 3:
             grads["up.weight"][2], grads["down.weight"][:, 7] = 0, 0
