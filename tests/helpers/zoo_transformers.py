@@ -113,7 +113,7 @@ def in_both() -> list[str]:
     """The types that mlx-lm has, too."""
     import zoo_mlx
 
-    return [name for name in zoo_mlx.types() if name in types() and name not in NOT_IN_BOTH]
+    return sorted({*zoo_mlx.types()} & {*types()} - NOT_IN_BOTH)
 
 
 def some_types() -> list[str]:
