@@ -13,7 +13,7 @@ help: ## this list
 train: .venv/train ## set up, then train a small language model: two minutes on two CPU cores
 	$(BIN)/python examples/train_lm.py
 
-test: .venv/test ## set up, then run all tests, and list the slowest ten: seven minutes on two CPU cores
+test: .venv/test ## set up, then run all tests, and list the slowest ten: six minutes on two CPU cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
 
 # Under 20 seconds; the two slowest of these are left to `make test`.

@@ -302,25 +302,38 @@ FINDINGS = [
         [(MIDDLE, "zeta", "eta"), (LARGE, "eta", "zeta"), (MIDDLE, "muon", "zeta"), (LARGE, "muon", "zeta")],
     ),
     (
-        "NorMuon is before Zeta at the smallest size ({}), behind it and behind Eta at the middle one ({} and {})",
-        [(SMALL, "zeta", "normuon"), (MIDDLE, "normuon", "zeta"), (MIDDLE, "normuon", "eta")],
+        "NorMuon is before Zeta at the smallest size ({}) and behind Eta at the middle one ({})",
+        [(SMALL, "zeta", "normuon"), (MIDDLE, "normuon", "eta")],
+    ),
+    (
+        "({} behind Eta at the smallest, {} behind Zeta at the middle one, {} and {} behind the two at the largest)",
+        [(SMALL, "normuon", "eta"), (MIDDLE, "normuon", "zeta"), (LARGE, "normuon", "eta"), (LARGE, "normuon", "zeta")],
     ),
     (
         "nor from Muon at any ({} before it, {} and {} behind)",
         [(SMALL, "muon", "normuon"), (MIDDLE, "normuon", "muon"), (LARGE, "normuon", "muon")],
     ),
+    (
+        "Zeta with Nesterov momentum separates from none of Eta, Muon and Zeta ({} and {} behind, {} before it)",
+        [(SMALL, "zeta_nesterov", "eta"), (SMALL, "zeta_nesterov", "muon"), (SMALL, "zeta", "zeta_nesterov")],
+    ),
     ("AdaMuon is ahead of it by {} at the smallest size, no difference found", [(SMALL, "adamw", "adamuon")]),
     ("AdamW and Signum do not separate ({})", [(SMALL, "signum", "adamw")]),
     ("nor do NorMuon and Muon ({}, NorMuon before it)", [(SMALL, "muon", "normuon")]),
     (
-        "variance and the element-wise one do not separate ({}, rank 1 before it)",
-        [(SMALL, "whiten_after", "rank1_after")],
+        "do not separate, neither before it ({}) nor after it ({}; rank 1 ahead in both)",
+        [(SMALL, "zeta", "rank1_before"), (SMALL, "whiten_after", "rank1_after")],
     ),
     (
-        "and neither does from Muon ({} and {} behind)",
-        [(SMALL, "rank1_after", "muon"), (SMALL, "whiten_after", "muon")],
+        "separates from Muon (the others {}, {} and {} behind)",
+        [(SMALL, kind, "muon") for kind in ("rank1_before", "rank1_after", "whiten_after")],
     ),
     ("AdaMuon is behind Muon by {}", [(SMALL, "adamuon", "muon")]),
+    ("with these it does not separate from AdamW ({} behind)", [(SMALL, "soap", "adamw")]),
+    (
+        "in every step it gains {}, does not separate from Muon ({} behind) and is behind Eta ({})",
+        [(SMALL, "soap", "soap_1"), (SMALL, "soap_1", "muon"), (SMALL, "soap_1", "eta")],
+    ),
 ]
 
 
@@ -333,6 +346,7 @@ def test_the_findings_are_differences_that_the_runs_have(words, pairs):
 
 
 def test_every_difference_in_the_findings_is_held():
-    text = (BENCH / "README.md").read_text().partition("# Convergence")[2].partition("## SOAP")[0]
-    claims = re.findall(r"\d\.\d{4} ± \d\.\d{4}", " ".join(x for x in text.split("\n") if not x.startswith("|")))
+    text = (BENCH / "README.md").read_text().partition("# Convergence")[2].partition("## Routers")[0]
+    words = " ".join(line for line in text.split("\n") if not line.startswith("|")).split()
+    claims = re.findall(r"\d\.\d{4} ± \d\.\d{4}", " ".join(words))
     assert len(claims) == sum(len(pairs) for _, pairs in FINDINGS) > 7

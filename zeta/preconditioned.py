@@ -45,8 +45,8 @@ def soap(precondition_frequency: int = 10) -> Rule:
     As published, the factors are those of the steps before, and the first step gathers only them. The eigenvectors are
     new in every `precondition_frequency`-th step, and exact; published code turns the last ones by a step of power
     iteration. Those of (nearly) equal eigenvalues are not unique: a wide or tall matrix, with a singular factor at
-    first, takes different steps on another machine. b1 and b2 are Adam's, b2 the factors', too.
-    Our best lr was 2, 2 and a quarter times AdamW's.
+    first, takes different steps on another machine. b1 and b2 are Adam's, b2 the factors', too. On our language models
+    old eigenvectors cost it its place beside Muon (bench/README.md). Our best lr was a quarter to 4 times AdamW's.
     """
     check_frequency(precondition_frequency)
 
