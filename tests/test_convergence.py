@@ -328,6 +328,10 @@ FINDINGS = [
         "separates from Muon (the others {}, {} and {} behind)",
         [(SMALL, kind, "muon") for kind in ("rank1_before", "rank1_after", "whiten_after")],
     ),
+    (
+        "from either side alone ({} behind before, {} behind after), and is behind Muon by {}",
+        [(SMALL, "rank1_both", "rank1_before"), (SMALL, "rank1_both", "rank1_after"), (SMALL, "rank1_both", "muon")],
+    ),
     ("AdaMuon is behind Muon by {}", [(SMALL, "adamuon", "muon")]),
     ("with these it does not separate from AdamW ({} behind)", [(SMALL, "soap", "adamw")]),
     (
