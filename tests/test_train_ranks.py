@@ -138,7 +138,6 @@ def test_any_number_of_ranks_goes_on(
         assert np.linalg.norm(got[0][name] - array) <= 1e-3 * np.linalg.norm(array), name
 
 
-@pytest.mark.parametrize("optimizer", ["eta"], indirect=True)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_two_ranks_are_one_process_in_half_precision(tmp_path: Path, optimizer: str, dtype: str) -> None:
     """The control is a rate off by one in twenty."""

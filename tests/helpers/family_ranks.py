@@ -38,7 +38,7 @@ class MineToo(backend.Zeta):
 KINDS: dict[str, type[backend.Zeta]] = {kind.__name__: kind for kind in (Mine, MineToo)} | {
     name: kind for name, kind in vars(backend).items() if isinstance(kind, type)
 }
-UNLIKE = unlike(KINDS)  # for what is the same whatever the rule: half precision, counts, one rank, four
+UNLIKE = unlike(KINDS)  # for what is the same whatever the rule: half precision, counts, more ranks
 STEPS = 5  # of which the second, third and fifth leave pieces out, and the first and fourth decompose
 ROUTES = {
     "wide": Route("zeta", (1, 12, 20), "matrix"),
@@ -204,10 +204,8 @@ PARTS = "copies, state in parts"
 MULTIPLY = [kind for kind in KINDS if KINDS[kind].rule.orthogonalizes]
 MULTIPLY_UNLIKE = [kind for kind in MULTIPLY if kind in UNLIKE]
 ARRANGEMENTS: list[tuple[tuple[int, ...], str, Callable[..., dict[str, np.ndarray]], Iterable[str]]] = [
-    ((1,), "rows", fsdp, UNLIKE),
-    ((1,), PARTS, partial(copies, shard_state=True), UNLIKE),
-    ((2,), "rows", fsdp, KINDS),
-    ((2,), PARTS, partial(copies, shard_state=True), KINDS),
+    ((1, 2), "rows", fsdp, KINDS),
+    ((1, 2), PARTS, partial(copies, shard_state=True), KINDS),
     ((2,), "copies", copies, KINDS),
     ((2,), "columns", partial(fsdp, place=columns), KINDS),
     ((2,), "tensor parallel", tensor_parallel, KINDS),
@@ -219,8 +217,8 @@ ARRANGEMENTS: list[tuple[tuple[int, ...], str, Callable[..., dict[str, np.ndarra
     ((2,), "float16, rows", partial(fsdp, precision=torch.float16), MULTIPLY_UNLIKE),
     ((4,), "rows", fsdp, UNLIKE),
     ((4,), PARTS, partial(copies, shard_state=True), UNLIKE),
-    ((4,), "copies of rows", copies_of_rows, UNLIKE),
-    ((4,), "one matrix", partial(copies, shard_state=True, **ONE), UNLIKE),
+    ((4,), "copies of rows", copies_of_rows, KINDS),
+    ((4,), "one matrix", partial(copies, shard_state=True, **ONE), KINDS),
 ]
 CASES = [(n, name, kind) for ranks, name, _, kinds in ARRANGEMENTS for n in ranks for kind in kinds]
 COUNTED = [(cut, kind) for cut in communication.AXES for kind in UNLIKE]  # on four ranks
