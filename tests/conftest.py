@@ -3,6 +3,7 @@
 ZETA_TEST_BFLOAT16=0 or 1 makes torch believe, here and in every child process, whether this CPU multiplies bfloat16.
 """
 
+import gc
 import os
 import sys
 
@@ -23,6 +24,7 @@ import pytest
 from zeta.parity.checks import TOLERANCE
 from zeta.parity.targets import Absent, targets
 
+gc.set_threshold(100_000, 20, 20)  # libraries hold millions of objects: a collection of all takes half a second
 FOUND = list(targets())
 INSTALLED_IN_CI = {("numpy", "cpu"), ("array_api_strict", "cpu"), ("torch", "cpu"), ("mlx", "cpu")}
 

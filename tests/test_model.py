@@ -79,6 +79,15 @@ def test_fused_equals_plain(library: str, case: str, rng: np.random.Generator) -
         assert_close(p, o, 3e-6)
 
 
+def test_the_loss_of_scores_in_half_precision_is_not_rounded_to_it(library: str, rng: np.random.Generator) -> None:
+    xp = import_module("torch" if library == "torch" else "mlx.core")
+    scores, targets = xp.asarray(rng.standard_normal((50, 11)).astype(np.float32)), xp.asarray(rng.integers(0, 11, 50))
+    half = scores.to(xp.bfloat16) if library == "torch" else scores.astype(xp.bfloat16)
+    wide = half.to(xp.float32) if library == "torch" else half.astype(xp.float32)
+    got, want = (float(glue(library).FUSED.cross_entropy(x, targets)) for x in (half, wide))
+    assert got == want != float(glue(library).FUSED.cross_entropy(scores, targets))
+
+
 def test_a_wrong_fused_form_is_caught(library: str, rng: np.random.Generator) -> None:
     q, k = (rng.standard_normal((1, 2, 9, 8)).astype(np.float32) for _ in range(2))
 

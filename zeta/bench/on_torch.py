@@ -34,7 +34,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(scores, targets.long())
+    return F.cross_entropy(scores.to(torch.promote_types(scores.dtype, torch.float32)), targets.long())
 
 
 FUSED = model.Operations(rms_norm, attention, cross_entropy)

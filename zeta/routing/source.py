@@ -59,13 +59,22 @@ def class_of(module: Any) -> Any:
 
 @cache
 def definitions(module: str) -> dict[str, ast.AST]:
-    """The classes and functions at the top of a module's file, by name; none if its text cannot be read."""
+    """The classes and functions of a module's file, by name, of which an outer one hides an inner one; none if its text
+    cannot be read."""
     file = getattr(sys.modules.get(module), "__file__", None)
     try:
         tree = ast.parse(Path(file or "").read_text())
     except (OSError, SyntaxError, UnicodeDecodeError):
         return {}
-    return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    return {node.name: node for node in reversed([*_defined([tree])])}
+
+
+def _defined(nodes: list[ast.AST]) -> Iterator[ast.ClassDef | ast.FunctionDef]:
+    """Those in these nodes and in their statements, the outer ones first; expressions, most of a text, hold none."""
+    while nodes:
+        yield from (node for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef))
+        within = (child for node in nodes for child in ast.iter_child_nodes(node))
+        nodes = [child for child in within if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case)]
 
 
 @cache
@@ -83,11 +92,21 @@ def methods(cls: type) -> dict[str, ast.FunctionDef]:
 
 
 @cache
+def attributes(method: ast.FunctionDef) -> dict[str, list[ast.Attribute]]:
+    """Where a method reads or sets an attribute, of whatever, by its name: once for all classes that inherit it."""
+    by_name: dict[str, list[ast.Attribute]] = {}
+    for node in ast.walk(method):
+        if isinstance(node, ast.Attribute):
+            by_name.setdefault(node.attr, []).append(node)
+    return by_name
+
+
+@cache
 def mentions(cls: type) -> dict[str, list[ast.FunctionDef]]:
     """The methods that name an attribute, by its name."""
     by_name: dict[str, list[ast.FunctionDef]] = {}
     for method in methods(cls).values():
-        for name in {node.attr for node in ast.walk(method) if isinstance(node, ast.Attribute)}:
+        for name in attributes(method):
             by_name.setdefault(name, []).append(method)
     return by_name
 
@@ -102,9 +121,9 @@ def keywords(cls: type) -> set[str]:
 @cache
 def is_never_called(cls: type, name: str) -> bool:
     """Whether the methods of a class read `self.name.weight`, and `self.name` in no other way."""
-    nodes = [node for method in mentions(cls).get(name, []) for node in ast.walk(method)]
-    layers = [node for node in nodes if isinstance(node, ast.Attribute) and _dotted(node) == f"self.{name}"]
-    weights = [node for node in nodes if isinstance(node, ast.Attribute) and _dotted(node) == f"self.{name}.weight"]
+    named = [attributes(method) for method in mentions(cls).get(name, [])]
+    layers = [node for nodes in named for node in nodes[name] if _dotted(node) == f"self.{name}"]
+    weights = [node for nodes in named for node in nodes.get("weight", []) if _dotted(node) == f"self.{name}.weight"]
     return 0 < len(layers) == len(weights)
 
 
@@ -129,8 +148,8 @@ class _Uses:
 
     def of_attribute(self, name: str) -> Iterator[Use]:
         self.of_layer = "." in name
-        for node in ast.walk(self.function):
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and _dotted(node) == f"self.{name}":
+        for node in attributes(self.function)[name.rpartition(".")[2]]:
+            if isinstance(node.ctx, ast.Load) and _dotted(node) == f"self.{name}":
                 yield from self.of(node)
 
     def of_name(self, name: str) -> Iterator[Use]:
