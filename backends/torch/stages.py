@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zeta import stages as plain
 
-from .orthogonalize import in_place, largest, matrix_norm
+from .orthogonalize import in_place, largest, matrix_norm, nonzero_
 
 CACHED = 1 << 17  # entries of a part of the element-wise work on a CPU, of which four arrays are at hand
 Tensors = Any  # one tensor, or a list of them
@@ -72,9 +72,9 @@ class InPlace:
         squares = torch.zeros_like(cols, dtype=x.dtype)
         for part, moved in zip(x.tensor_split(parts, -2), rows.tensor_split(parts, -2), strict=True):
             norm = torch.linalg.vector_norm(part, dim=-1, keepdim=True)
-            part.mul_((moved > 0) / norm.masked_fill_(norm == 0, 1))
+            part.mul_((moved > 0) / nonzero_(norm))
             squares += (part * part).sum(-2, keepdim=True)  # vector_norm, torch 2.13, takes seven times as long
-        return x.mul_((cols > 0) / squares.sqrt_().masked_fill_(squares == 0, 1))
+        return x.mul_((cols > 0) / nonzero_(squares.sqrt_()))
 
     @staticmethod
     def mean_sq(x: Tensor, axis: int) -> Tensor:
@@ -84,8 +84,7 @@ class InPlace:
     @staticmethod
     def to_rms(u: Tensor, eps: float = 0.0) -> Tensor:
         """0.2 sqrt(rows cols) / (|u| + eps) u"""
-        norm = matrix_norm(u) + eps
-        return u.mul_(0.2 * sqrt(u[0].numel()) / norm.masked_fill_(norm == 0, 1))
+        return u.div_(nonzero_(matrix_norm(u).add_(eps)).div_(0.2 * sqrt(u[0].numel())))
 
     @staticmethod
     def match_rms(u: Tensor) -> Tensor:
@@ -104,7 +103,7 @@ class InPlace:
     @staticmethod
     def nonzero_count(g: Tensor, axes: tuple[int, ...]) -> Tensor:
         """1 where an entry is not zero along the axes, which adds up to no less than that."""
-        return (largest(g, axes) != 0).to(g.dtype)
+        return largest(g, axes).ne_(0)
 
     @staticmethod
     def squares(g: Tensor, axes: tuple[int, ...]) -> Tensor:
