@@ -80,7 +80,10 @@ def split(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def make(s: Setting, model: nn.Module) -> torch.optim.Optimizer:
-    """The setting's optimizer of all the model's parameters, products in float32; its groups' lr are their highest."""
+    """The setting's optimizer of all the model's parameters; its groups' lr are their highest.
+
+    Products are in float32, or where the model's are in half precision in the device's default.
+    """
     groups, rule = split(model), CONTENDERS[s.optimizer][1]
     cuda = next(model.parameters()).is_cuda
     options: dict[str, Any] = {"weight_decay": s.weight_decay, "capturable": cuda and not (rule and rule.decomposes)}
@@ -93,7 +96,8 @@ def make(s: Setting, model: nn.Module) -> torch.optim.Optimizer:
         kept = ("params", "lr", "betas")
         return torch.optim.AdamW([{key: g[key] for key in kept} for g in groups], **options)
     of_rule: type[Zeta] = type("OfRule", (Zeta,), {"rule": rule})
-    products = {"ns_dtype": torch.float32} if rule.orthogonalizes else {}
+    half = getattr(model, "dtype", torch.float32) == torch.bfloat16
+    products = {"ns_dtype": torch.float32} if rule.orthogonalizes and not half else {}
     return of_rule(groups, decay_vectors=True, **products, **options)
 
 

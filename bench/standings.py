@@ -18,7 +18,7 @@ from zeta.palette import INK, OPTIMIZERS
 Runs = dict[str, list[dict[str, Any]]]  # optimizer -> its runs on the fresh seeds, in the seeds' order
 TITLES = {
     name: f"language model, {parameters} million parameters"
-    for name, parameters in (("lm_100k", 0.11), ("lm_300k", 0.32), ("lm_600k", 0.58))
+    for name, parameters in (("lm_100k", 0.11), ("lm_300k", 0.32), ("lm_600k", 0.58), ("lm_10m", 9.9))
 }
 TITLES |= {"lm": "language model", "moe": "mixture of experts", "vit": "vision transformer on digits"}
 HEAD = "| {} | state | lr, AdamW's lr, weight decay, b1, b2 | loss | less {}, paired | steps to AdamW's | ms a step |"

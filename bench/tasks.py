@@ -1,6 +1,7 @@
 """The tasks of `convergence.py`, small enough for one core: a model, its batches and the losses held out."""
 
 import sys
+import sysconfig
 from collections.abc import Callable
 from functools import partial
 from math import ceil, prod, sqrt
@@ -42,6 +43,8 @@ class Size(NamedTuple):
     rows: int
     context: int
     windows: int
+    dtype: torch.dtype = torch.float32  # of the model's products
+    packages: tuple[str, ...] = ()  # whose sources are the text; none: Python's standard library
 
     @property
     def config(self) -> model.Config:
@@ -55,33 +58,56 @@ class Size(NamedTuple):
 
 
 SHORT = Size(layers=4, width=128, rows=4, context=96, windows=64)
+# For a GPU: of constraints.txt's versions, alike on every machine, which the numerical libraries' sources are not.
+PACKAGES = ("accelerate", "datasets", "huggingface_hub", "jax", "lightning", "matplotlib", "peft", "sklearn", "sympy")
+PACKAGES += ("transformers", "trl")
+LARGE = Size(4, 448, 128, 256, 2048, torch.bfloat16, PACKAGES)
 SIZES = {f"lm_{name}": Size(3, width, 16, 128, 512) for name, width in (("100k", 48), ("300k", 88), ("600k", 120))}
 
 
 def lm(size: Size = SHORT, experts: bool = False) -> Task:
-    """examples/train_lm.py's model on Python's standard library; one half of the held-out files is for claims alone."""
+    """examples/train_lm.py's model on Python sources; one half of the held-out files is for claims alone.
+
+    LARGE's layers are compiled: one text for all of them, and for all runs of a process.
+    """
     config, length = size.config, size.context + 1
-    train, validation = (np.frombuffer(part, np.uint8) for part in text.load())
-    rope = tuple(torch.tensor(a, dtype=torch.float32) for a in model.rotations(config))
+    train, validation = (np.frombuffer(part, np.uint8) for part in sources(size.packages))
+    rope = tuple(torch.tensor(a, dtype=size.dtype) for a in model.rotations(config))
     ops = FUSED._replace(block=mixture if experts else lambda layer, *rest: layer(*rest))
+    if size is LARGE:
+        compiled = torch.compile(model.block, dynamic=False)
+        ops = FUSED._replace(block=lambda layer, x, rope, config, _: compiled(layer.tree(), x, rope, config, FUSED))
 
     def start(seed: int, device: str = "cpu") -> nn.Module:
         weights = model.init(config, seed)
         weights = with_experts(weights, config, seed) if experts else weights
         arrays = {name: torch.from_numpy(w).to(device) for name, w in weights.items()}
-        return Net(arrays, torch.float32, rope=tuple(a.to(device) for a in rope), config=config, ops=ops)
+        return Net(arrays, size.dtype, rope=tuple(a.to(device) for a in rope), config=config, ops=ops)
 
     def batch(step: int, seed: int) -> tuple[Tensor, ...]:
         return (torch.from_numpy(text.batch(train, step, size.rows, length, seed)),)
 
     def looks(part: np.ndarray) -> list[tuple[Tensor, ...]]:
-        return [(rows,) for rows in torch.from_numpy(text.windows(part, size.windows, length)).split(16)]
+        return [
+            (rows,) for rows in torch.from_numpy(text.windows(part, size.windows, length)).split(max(16, size.rows))
+        ]
 
     tokens, data = size.rows * size.context, f"{crc32(validation, crc32(train)):08x}"
     if size.windows == SHORT.windows:  # too few to share
         return Task(start, batch, looks(validation), [], tokens, data)
     search, claims = np.array_split(validation, 2)
     return Task(start, batch, looks(search), looks(claims), tokens, data)
+
+
+def sources(packages: tuple[str, ...]) -> text.Text:
+    """The text of these installed packages, or of Python's standard library."""
+    if not packages:
+        return text.load()
+    folder = Path(sysconfig.get_path("purelib"))
+    if missing := [name for name in packages if not (folder / name).is_dir()]:
+        raise SystemExit(f"{', '.join(missing)} not in {folder}, whose sources are this task's text: make test")
+    files = {name: text.read(folder / name, "*.py") for name in packages}
+    return text.split({f"{name}/{file}": code for name, own in files.items() for file, code in own.items()})
 
 
 def moe() -> Task:
@@ -150,4 +176,5 @@ def vit() -> Task:
 TASKS: dict[str, tuple[Callable[[], Task], int]] = {
     name: (partial(lm, size), size.steps) for name, size in SIZES.items()
 }
+TASKS |= {"lm_10m": (partial(lm, LARGE), LARGE.steps)}
 TASKS |= {"lm": (lm, 300), "vit": (vit, 250), "moe": (moe, 300)}

@@ -110,6 +110,18 @@ def test_a_size_begins_where_the_one_below_ended_and_the_largest_takes_that():
     assert order == sorted(order)
 
 
+def test_a_gpu_s_size_begins_where_a_cpu_s_largest_ended_and_moves_the_rate_alone():
+    def loss(s):
+        return bowl(1, 1, -1, 1)(s) if s.task in tasks.SIZES else bowl(-1, 1, 1, 1)(s)
+
+    known = played(loss, ["eta"], [*tasks.SIZES, "lm_10m"])
+    searched, fresh = (
+        [s for s in known if s.task == "lm_10m" and (s.seed == SEARCHED) == own] for own in (True, False)
+    )
+    assert away(searched[0]) == [1, 1, -1, 1] and {tuple(away(s)[1:]) for s in searched} == {(1, -1, 1)}
+    assert [away(s)[0] for s in fresh] == [min((loss(s), away(s)[0]) for s in searched)[1]] * 5
+
+
 @pytest.mark.parametrize("name", tasks.SIZES)
 def test_a_size_sees_ten_bytes_a_parameter_and_holds_two_splits_out(name):
     task, (_, steps) = tasks.TASKS[name][0](), tasks.TASKS[name]

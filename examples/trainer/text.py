@@ -25,9 +25,14 @@ def load(path: Path | None = None) -> Text:
     """
     path, pattern = (path, "*") if path else (Path(sysconfig.get_path("stdlib")), "*.py")
     files = read(path, pattern)
-    total = sum(map(len, files.values()))
-    if not total:
+    if not any(files.values()):
         raise ValueError(f"there is no text in {path}: --data takes a text file or a folder of them")
+    return split(files)
+
+
+def split(files: dict[str, bytes]) -> Text:
+    """Files by name, some of them whole held out: see `load`."""
+    total = sum(map(len, files.values()))
     train, validation, held = [], [], 0
     for _, text in sorted(files.items(), key=lambda item: crc32(item[0].encode())):
         if held < HELD_OUT * total and len(text) < 2 * HELD_OUT * total:
