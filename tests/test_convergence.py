@@ -298,6 +298,20 @@ def test_the_tables_are_what_the_runs_give(file, tasks, section, capsys):
     assert given == {line for line in re.split(r"\n#+ ", after)[0].splitlines() if line.startswith("|")}
 
 
+def test_the_rates_at_ten_million_parameters_are_what_the_runs_give():
+    known, section = read(BENCH / "budgets.jsonl"), (BENCH / "README.md").read_text().partition("## Ten million")[2]
+    head, _, *rows = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("|")][:6]
+    shown = {}
+    for label, *cells in rows:
+        name = next(name for name, (own, _) in CONTENDERS.items() if own == label.strip())
+        losses = {float(lr): cell.strip() for lr, cell in zip(head[1:], cells, strict=True) if cell.strip()}
+        best = min(losses, key=lambda lr: losses[lr].strip("*"))
+        assert {lr for lr, cell in losses.items() if "*" in cell} == {best} != {min(losses), max(losses)}
+        shown |= {(name, lr): cell.strip("*") for lr, cell in losses.items()}
+    there = {s: line for s, line in known.items() if s.task == "lm_10m" and s.seed == SEARCHED}
+    assert shown == {(s.optimizer, s.lr): f"{line['final']:.4f}" for s, line in there.items()}
+
+
 # What bench/README.md says of differences: (the words, with {} for each), (task, optimizer, less which).
 SMALL, MIDDLE, LARGE = tasks.SIZES
 FINDINGS = [
