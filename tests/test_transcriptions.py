@@ -17,8 +17,7 @@ import zeta
 from zeta import adamw, core, family, preconditioned, stages
 from zeta.parity.checks import relative_error
 
-PLAIN = "zeta eta muon adamuon normuon whiten_after whiten_both rank1_before rank1_after rank1_both signum olion"
-RULES = {name: (getattr(family, name), {}) for name in PLAIN.split()} | {
+RULES = {name: (rule, {}) for name, rule in vars(family).items() if type(rule) is core.Rule} | {
     "shampoo": (preconditioned.shampoo(), {}),
     "soap": (preconditioned.soap(), {}),
     **{f"shampoo {n}": (preconditioned.shampoo(n), {"precondition_frequency": n}) for n in (1, 4)},

@@ -18,7 +18,7 @@ from zeta.stages import Shape, entries
 
 WRITERS = {  # of these arrays, all that are kept for a parameter
     "exp_avg exp_avg_sq": "Zeta",
-    "exp_avg": "Eta, Muon, Signum, OLion, Schattor or Dion2",
+    "exp_avg": "one that keeps a momentum alone (Muon, Eta, ...)",
     "exp_avg update_sq": "AdaMuon",
     "exp_avg row_sq": "NorMuon",
     "exp_avg left right": "Shampoo",
