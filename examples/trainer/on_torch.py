@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -19,6 +20,8 @@ from zeta.bench import model
 from zeta.bench.on_torch import FUSED, find_device
 from zeta.routing.by_name import route
 
+# array_api_compat keeps which library a type is of; the compiler warns that it asks anew
+warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
 TIMEOUT = timedelta(minutes=10)  # of a rank that waits for another: one may be writing a large checkpoint
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
