@@ -91,3 +91,17 @@ def test_gpt2_agrees_transposed():
     assert shapes(fused) == [(1, 32, 32)] * 3 and shapes(plain) == [(3, 32, 32)]
     rest = {n.removeprefix("transformer."): r.treatment for n, r in torch.items() if n != "lm_head.weight"}
     assert rest == {n.removeprefix("model."): r.treatment for n, r in mlx.items()}
+
+
+@pytest.mark.parametrize("vocabulary", [100, 256])  # the second is a width inside, too
+@pytest.mark.parametrize("library", ["torch", "mlx"])
+def test_a_last_layer_of_an_embedding_s_shape_is_the_head_whatever_it_is_called(library, vocabulary):
+    """Of models written by hand, which have no config to say so; a block's layer beside as many positions is none."""
+    nn = pytest.importorskip("torch.nn" if library == "torch" else "mlx.nn")
+    model = nn.Module()
+    model.tokens, model.pos_emb = nn.Embedding(vocabulary, 64), nn.Embedding(192, 64)
+    model.first, model.up, model.down = nn.Linear(64, 192), nn.Linear(192, 256), nn.Linear(256, 64)
+    model.readout = nn.Linear(64, vocabulary)
+    reasons = {name: (r.treatment, r.reason) for name, r in zeta.routes(model).items() if name.endswith("weight")}
+    assert reasons["readout.weight"] == ("adamw", "output head") and reasons["tokens.weight"][0] == "adamw"
+    assert {reasons[f"{name}.weight"] for name in ("first", "up", "down")} == {("zeta", "matrix")}

@@ -19,7 +19,7 @@ pytest.importorskip("mlx_lm")
 NOTHING = re.compile(r"(?!)()")
 MLX, TORCH = zoo_mlx, zoo_transformers
 RULES = {  # where the rule stands, what is put in its place, and a type that shows it
-    "a head has the shape of the vocabulary's table": (kinds.Model, "vocabularies", set(), MLX, "gpt_neox"),
+    "a head has the shape of the vocabulary's table": (kinds.Model, "vocabularies", {0}, MLX, "gpt_neox"),
     "a head is the last layer of what is named so": (kinds, "HEAD_MODULE", NOTHING, TORCH, "owlvit"),
     "the head's layer may be named a prediction": (kinds, "PREDICTION", NOTHING, TORCH, "vit_mae"),
     "rows that are a width are no head's": (kinds.Model, "widths", set(), TORCH, "sam2_video"),

@@ -95,6 +95,16 @@ class Model:
         shapes = {_shape(m) for m in self.modules.values() if bases(m) & EMBEDDINGS}
         return {shape for shape in shapes if shape and shape[0] in self.vocabularies}
 
+    def is_mirrored(self, path: str) -> bool:
+        """Whether, in a model that names no vocabulary, a linear layer has an embedding's shape, and is the last or one
+        that none takes from."""
+        shape = self.linears.get(path)
+        last = [name for name, own in self.shapes.items() if len(own) > 1][-1:]
+        if not shape or self.vocabularies or not (self.is_output(path) or last == [f"{path}.weight"]):
+            return False
+        tables = (p for p, m in self.modules.items() if bases(m) & EMBEDDINGS and not POSITIONS.search(p))
+        return any(_shape(self.modules[p]) == shape for p in tables)
+
     @cached_property
     def layers_in(self) -> Counter[str]:
         """How many layers each module holds, itself included."""
@@ -259,7 +269,7 @@ def is_head(at: Place, shape: tuple[int, ...], layer: Layer, model: Model) -> bo
     is_classes = at.path in model.linears and rows > cols and rows in model.vocabularies
     if is_classes and rows in model.widths:  # but for an encoder that takes its own classes in again
         is_classes = (cols, rows) in model.linears.values()
-    if (rows, cols) in model.tables or (is_classes and not model.tables):
+    if (rows, cols) in model.tables or (is_classes and not model.tables) or model.is_mirrored(at.path):
         return True
     is_block = hasattr(around, "proj_in")  # of which proj_out is the second layer
     if (layer.kind == "head" or BLOCK.match(layer.name)) and not is_block:
