@@ -34,6 +34,7 @@ def save(path: Path | str, arrays: Arrays, settings: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} holds NaN or infinity, so {path} was not written: {remedy}")
     arrays = {name: np.asarray(a, a.dtype.newbyteorder("<"), order="C") for name, a in arrays.items()}
     header = {"format": FORMAT, "version": VERSION, "settings": json.dumps(settings)}
+    # save_file would copy nothing, but where it is killed a file of its own is left (safetensors 0.8)
     content = serialize(arrays, header | {"digest": digest(arrays, header)})
     with replacing(path) as part:
         part.write_bytes(content)
