@@ -1,4 +1,4 @@
-"""Every class on ranks of torch.distributed: however the parameters lie, four steps are those of one process."""
+"""Every class on ranks of torch.distributed: however the parameters lie, five steps are those of one process."""
 
 from functools import cache
 
@@ -42,7 +42,7 @@ def distance(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> float:
 
 
 @pytest.mark.parametrize(("ranks", "name", "kind"), CASES)
-def test_four_steps_are_those_of_one_process(results: Results, ranks: int, name: str, kind: str) -> None:
+def test_five_steps_are_those_of_one_process(results: Results, ranks: int, name: str, kind: str) -> None:
     """In half precision, too: an owner multiplies what one process multiplies."""
     got = [rank[f"{kind}: {name}"] for rank in results(ranks)]
     assert distance(got[0], one_process(kind, name)) < bound(name)
