@@ -98,12 +98,11 @@ class Model:
     def is_mirrored(self, path: str) -> bool:
         """Whether, in a model that names no vocabulary, a linear layer has an embedding's shape, and is the last or one
         that none takes from."""
-        shape = self.linears.get(path)
-        last = [name for name, own in self.shapes.items() if len(own) > 1][-1:]
-        if not shape or self.vocabularies or not (self.is_output(path) or last == [f"{path}.weight"]):
+        if self.vocabularies or path not in self.linears:
             return False
-        tables = (p for p, m in self.modules.items() if bases(m) & EMBEDDINGS and not POSITIONS.search(p))
-        return any(_shape(self.modules[p]) == shape for p in tables)
+        tables = {_shape(m) for p, m in self.modules.items() if bases(m) & EMBEDDINGS and not POSITIONS.search(p)}
+        last = next(name for name, shape in reversed(self.shapes.items()) if len(shape) > 1)  # as it was registered
+        return self.linears[path] in tables and (self.is_output(path) or last == f"{path}.weight")
 
     @cached_property
     def layers_in(self) -> Counter[str]:
