@@ -5,7 +5,7 @@
     python bench/convergence.py plot
 
 The rule of the search, the same for all, stands in `search.py`. Warm-up of a hundredth, ten steps at least, half a
-cosine to zero, gradients clipped to norm 1, float32, one thread.
+cosine to zero, gradients clipped to norm 1, one thread; float32 but for a GPU's language model.
 """
 
 import argparse

@@ -14,7 +14,7 @@ from math import inf
 from typing import Any
 
 from contenders import SEARCHED, Setting
-from tasks import SIZES, TASKS
+from tasks import FOR_GPU, SIZES, TASKS
 
 AXES = ("lr", "adamw_lr", "b1", "weight_decay")
 FIRST = ("eta", "zeta", "muon", "normuon", "adamw")
@@ -29,8 +29,9 @@ THEN = (
     "rank1_both",
     "whiten_after",
 )
-BELOW = {size: below for below, size in pairwise([*SIZES, "lm_10m"])}  # a size -> the one before
-SOME: dict[str, tuple[str, ...]] = {[*SIZES][-1]: (), "lm_10m": ("lr",)}  # the axes of tasks not searched along all
+BELOW = {size: below for below, size in pairwise([*SIZES, *FOR_GPU])}  # a size -> the one before
+LARGEST = [*SIZES][-1]
+SOME: dict[str, tuple[str, ...]] = {LARGEST: ()} | dict.fromkeys(FOR_GPU, ("lr",))  # axes of those not searched whole
 SEEDS = 5
 Known = dict[Setting, dict[str, Any]]
 

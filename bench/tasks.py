@@ -1,4 +1,4 @@
-"""The tasks of `convergence.py`, small enough for one core: a model, its batches and the losses held out."""
+"""The tasks of `convergence.py`, but for one small enough for a core: a model, its batches, the losses held out."""
 
 import sys
 import sysconfig
@@ -61,20 +61,20 @@ SHORT = Size(layers=4, width=128, rows=4, context=96, windows=64)
 # For a GPU: of constraints.txt's versions, alike on every machine, which the numerical libraries' sources are not.
 PACKAGES = ("accelerate", "datasets", "huggingface_hub", "jax", "lightning", "matplotlib", "peft", "sklearn", "sympy")
 PACKAGES += ("transformers", "trl")
-LARGE = Size(4, 448, 128, 256, 2048, torch.bfloat16, PACKAGES)
+FOR_GPU = {"lm_10m": Size(4, 448, 128, 256, 2048, torch.bfloat16, PACKAGES)}
 SIZES = {f"lm_{name}": Size(3, width, 16, 128, 512) for name, width in (("100k", 48), ("300k", 88), ("600k", 120))}
 
 
 def lm(size: Size = SHORT, experts: bool = False) -> Task:
     """examples/train_lm.py's model on Python sources; one half of the held-out files is for claims alone.
 
-    LARGE's layers are compiled: one text for all of them, and for all runs of a process.
+    In half precision layers are compiled: one text for all of them, and for all runs of a process.
     """
     config, length = size.config, size.context + 1
     train, validation = (np.frombuffer(part, np.uint8) for part in sources(size.packages))
     rope = tuple(torch.tensor(a, dtype=size.dtype) for a in model.rotations(config))
     ops = FUSED._replace(block=mixture if experts else lambda layer, *rest: layer(*rest))
-    if size is LARGE:
+    if size.dtype != torch.float32:
         compiled = torch.compile(model.block, dynamic=False)
         ops = FUSED._replace(block=lambda layer, x, rope, config, _: compiled(layer.tree(), x, rope, config, FUSED))
 
@@ -88,9 +88,8 @@ def lm(size: Size = SHORT, experts: bool = False) -> Task:
         return (torch.from_numpy(text.batch(train, step, size.rows, length, seed)),)
 
     def looks(part: np.ndarray) -> list[tuple[Tensor, ...]]:
-        return [
-            (rows,) for rows in torch.from_numpy(text.windows(part, size.windows, length)).split(max(16, size.rows))
-        ]
+        rows = torch.from_numpy(text.windows(part, size.windows, length))
+        return [(some,) for some in rows.split(max(16, size.rows))]
 
     tokens, data = size.rows * size.context, f"{crc32(validation, crc32(train)):08x}"
     if size.windows == SHORT.windows:  # too few to share
@@ -174,7 +173,6 @@ def vit() -> Task:
 
 # name -> (task, steps)
 TASKS: dict[str, tuple[Callable[[], Task], int]] = {
-    name: (partial(lm, size), size.steps) for name, size in SIZES.items()
+    name: (partial(lm, size), size.steps) for name, size in (SIZES | FOR_GPU).items()
 }
-TASKS |= {"lm_10m": (partial(lm, LARGE), LARGE.steps)}
 TASKS |= {"lm": (lm, 300), "vit": (vit, 250), "moe": (moe, 300)}

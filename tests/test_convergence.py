@@ -2,8 +2,9 @@
 
 import re
 import sys
+from functools import partial
 from importlib import import_module
-from math import inf, log2
+from math import inf, log2, prod
 from pathlib import Path
 
 import killed_runs
@@ -114,10 +115,9 @@ def test_a_gpu_s_size_begins_where_a_cpu_s_largest_ended_and_moves_the_rate_alon
     def loss(s):
         return bowl(1, 1, -1, 1)(s) if s.task in tasks.SIZES else bowl(-1, 1, 1, 1)(s)
 
-    known = played(loss, ["eta"], [*tasks.SIZES, "lm_10m"])
-    searched, fresh = (
-        [s for s in known if s.task == "lm_10m" and (s.seed == SEARCHED) == own] for own in (True, False)
-    )
+    known = played(loss, ["eta"], [*tasks.SIZES, *tasks.FOR_GPU])
+    there = [s for s in known if s.task in tasks.FOR_GPU]
+    searched, fresh = ([s for s in there if (s.seed == SEARCHED) == own] for own in (True, False))
     assert away(searched[0]) == [1, 1, -1, 1] and {tuple(away(s)[1:]) for s in searched} == {(1, -1, 1)}
     assert [away(s)[0] for s in fresh] == [min((loss(s), away(s)[0]) for s in searched)[1]] * 5
 
@@ -131,6 +131,28 @@ def test_a_size_sees_ten_bytes_a_parameter_and_holds_two_splits_out(name):
     assert claims[:, 1:].numel() > 60_000 and search.shape == claims.shape
     seen = {bytes(row.tolist()) for row in search}
     assert not seen.intersection(bytes(row.tolist()) for row in claims)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the compiler's, of what it traces
+def test_a_gpu_s_task_in_small_is_the_model_that_is_not_compiled(monkeypatch):
+    pytest.importorskip("trl")
+    (size,) = tasks.FOR_GPU.values()
+    small = size._replace(layers=1, width=16, rows=4, context=16, windows=8, packages=("trl",))
+    compiled, plain = (partial(torch.compile, backend="eager"), lambda function, **_: function)
+    losses = []
+    for compile_ in (compiled, plain):
+        monkeypatch.setattr(torch, "compile", compile_)
+        task = tasks.lm(small)
+        model = task.model(0)
+        loss = model(*task.batch(1, 0))
+        loss.backward()
+        losses.append([loss.item(), *(p.grad.norm().item() for p in model.parameters())])
+    assert losses[0] == losses[1] and loss.dtype == torch.float32
+    assert task.tokens == 64 and len(task.search[0][0]) == len(task.claims[0][0]) == 8
+    parameters = sum(prod(shape) for shape in tasks.model.shapes(size.config).values())
+    assert 10 <= size.steps * size.rows * size.context / parameters < 10.1
+    with pytest.raises(SystemExit, match=r"no_such not in .*, whose sources are this task's text: make test"):
+        tasks.sources(("no_such", "trl"))
 
 
 def test_interval_is_student_s():
